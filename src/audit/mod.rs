@@ -1,0 +1,1 @@
+//! The hash-chained log of key calls and state changes.

@@ -1,0 +1,1 @@
+//! Plaintext bytes over sealed pages.

@@ -1,0 +1,1 @@
+//! POSIX semantics over inodes, dentries and handles.

@@ -1,0 +1,1 @@
+//! The kernel's requests, decoded and answered.

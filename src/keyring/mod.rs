@@ -1,0 +1,1 @@
+//! Unwrapped keys and the bridge to the key services.

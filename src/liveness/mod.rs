@@ -1,0 +1,1 @@
+//! Polls the customer's key.

@@ -1,0 +1,1 @@
+//! The embedded keystore: a file of keys, playing the customer.

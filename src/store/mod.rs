@@ -1,0 +1,1 @@
+//! Descriptors inside the store directory.

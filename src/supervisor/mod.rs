@@ -1,0 +1,1 @@
+//! The state machine; alone mounts, locks and unmounts.
