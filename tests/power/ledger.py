@@ -165,9 +165,7 @@ class Model:
         ops = self.contents.get(file, [])
         edges = {0, size}
         for op, _ in ops:
-            for edge in extent(op):
-                if edge < size:
-                    edges.add(edge)
+            edges.update(edge for edge in (*extent(op), op["size"] if op.kind == "adopt" else 0) if edge < size)
         edges = sorted(edges)
         for start, end in zip(edges, edges[1:]):
             found = [None]
