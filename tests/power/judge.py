@@ -31,7 +31,7 @@ class Judge:
 
     def __init__(self, root, model, stillborn=False):
         self.root, self.model, self.may_be_stillborn, self.verdict = root, model, stillborn, Verdict()
-        self.found = {}
+        self.found, self.ambiguous = {}, set()
 
     def run(self):
         self._directory(0, self.root)
@@ -39,7 +39,7 @@ class Judge:
             if file not in self.found:
                 self.verdict.lost.append(f"file {file} was acknowledged and has no name any more")
         for file, paths in self.found.items():
-            if len(paths) > 1 and file not in self.model.linked:
+            if len(paths) > 1 and file not in self.model.linked and file not in self.ambiguous:
                 self.verdict.damaged.append(f"file {file} was renamed and has both names: {paths}")
         return self.verdict
 
@@ -101,7 +101,12 @@ class Judge:
         (lost, damaged), file = results[0]
         self.verdict.lost += lost
         self.verdict.damaged += damaged
-        self.found.setdefault(file, []).append(short)
+        # Two empty files look alike: each that may be here and would be in order counts as found.
+        if len(results) > 1 and not any(results[1][0]):
+            self.ambiguous.update(files)
+        for result, other in results:
+            if other == file or not (any(result) or any(results[0][0])):
+                self.found.setdefault(other, []).append(short)
 
     def _content(self, file, short, data, bad):
         lost, damaged = [], []

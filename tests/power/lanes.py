@@ -22,7 +22,7 @@ class Result:
 
     def __init__(self, name):
         self.name, self.images, self.lost, self.damaged, self.failures = name, 0, 0, 0, []
-        self.files = self.bytes = self.stillborn = self.operations = self.acknowledged = 0
+        self.unusable = self.files = self.bytes = self.stillborn = self.operations = self.acknowledged = 0
         self.seconds = 0.0
 
     def take(self, what, verdict):
@@ -41,10 +41,11 @@ class Result:
         self.failures.append(f"{what}:\n{error}")
 
     def __str__(self):
+        unusable = f"; {self.unusable} more that the filesystem below refused" if self.unusable else ""
         return (
             f"{self.name}: {self.images} states, {self.lost} with lost data, {self.damaged} damaged "
             f"({self.operations} operations, {self.acknowledged} acknowledged; {self.files} files and "
-            f"{self.bytes >> 20} MiB compared, {self.stillborn} interrupted creations; {self.seconds:.0f} s)"
+            f"{self.bytes >> 20} MiB compared, {self.stillborn} interrupted creations{unusable}; {self.seconds:.0f} s)"
         )
 
 
@@ -164,6 +165,10 @@ class Power:
             mounted = subprocess.run(
                 ["mount", "-t", self.fs, "-o", recorder.OPTIONS[self.fs], loop.device, disk], capture_output=True, text=True
             )
+            if mounted.returncode and self.torn:
+                # ext4's superblock spans two sectors: torn, it is refused, whatever lies above.
+                self.result.unusable += 1
+                return None
             if mounted.returncode:
                 self.result.fail(what, f"the filesystem below can't be mounted: {mounted.stderr.strip()}")
                 return None
