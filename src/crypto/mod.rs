@@ -7,3 +7,4 @@ pub mod secret;
 pub mod suite;
 
 pub use secret::{ArenaFull, Secret};
+pub use suite::Suite;

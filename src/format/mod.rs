@@ -7,5 +7,6 @@ pub mod ids;
 pub mod name;
 pub mod slots;
 pub mod volume;
+pub mod page;
 
 pub use ids::{DirId, FileId, VolumeId};

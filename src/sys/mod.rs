@@ -1,1 +1,3 @@
 //! Raw system calls; the only module with `unsafe`.
+
+pub mod aligned;
