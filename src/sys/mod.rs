@@ -1,1 +1,5 @@
 //! Raw system calls; the only module with `unsafe`.
+
+pub mod alloc;
+pub mod arena;
+pub mod harden;
