@@ -1,1 +1,3 @@
 //! The state machine; alone mounts, locks and unmounts.
+
+pub mod state;
