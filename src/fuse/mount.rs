@@ -183,20 +183,55 @@ fn receive_descriptor(socket: &UnixStream) -> Option<OwnedFd> {
     })
 }
 
-/// The minor device number of the mount on `mountpoint`, read from `/proc/self/mountinfo`: `stat` would send a request
-/// that nobody answers yet.
+/// The minor device number of the mount on `mountpoint`: `stat` would send a request that nobody answers yet.
 fn minor_of(mountpoint: &Path) -> Option<u32> {
-    let wanted = std::fs::canonicalize(mountpoint.parent()?).ok()?.join(mountpoint.file_name()?);
-    let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    table
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ');
-            let device = fields.nth(2)?;
-            let at = unescape(fields.nth(1)?);
-            (Path::new(&at) == wanted).then(|| device.split(':').nth(1)?.parse().ok())?
-        })
-        .last()
+    layers(mountpoint).ok()?.pop()?.minor
+}
+
+struct Layer {
+    id: u64,
+    parent: u64,
+    minor: Option<u32>,
+    top: Top,
+}
+
+/// Everything that is mounted exactly on `path`, bottom first, by `/proc/self/mountinfo` (proc(5)).
+fn layers(path: &Path) -> io::Result<Vec<Layer>> {
+    let wanted = match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            std::fs::canonicalize(parent)?.join(name)
+        }
+        _ => std::fs::canonicalize(path)?,
+    };
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let mut found: Vec<Layer> = table.lines().filter_map(|line| layer(line, &wanted)).collect();
+    // A mount that was slid beneath another is listed after it; the parents tell the real order.
+    let mut sorted = Vec::with_capacity(found.len());
+    let mut below = found.iter().find(|one| found.iter().all(|other| other.id != one.parent)).map(|one| one.parent);
+    while let Some(at) = below.and_then(|parent| found.iter().position(|one| one.parent == parent)) {
+        let next = found.swap_remove(at);
+        below = Some(next.id);
+        sorted.push(next);
+    }
+    Ok(sorted)
+}
+
+fn layer(line: &str, wanted: &Path) -> Option<Layer> {
+    let (before, after) = line.split_once(" - ")?;
+    let fields: Vec<&str> = before.split(' ').collect();
+    if unescape(fields.get(4)?).as_os_str() != wanted.as_os_str() {
+        return None;
+    }
+    let mut filesystem = after.split(' ');
+    let (fstype, source) = (filesystem.next()?, filesystem.next()?);
+    let top = match (fstype, source) {
+        (FSTYPE, source) => Top::Hyokfs(PathBuf::from(unescape(source))),
+        ("tmpfs", PLACEHOLDER) => Top::Placeholder,
+        (other, _) => Top::Other(other.to_owned()),
+    };
+    let minor = fields.get(2)?.split(':').nth(1)?.parse().ok();
+    Some(Layer { id: fields[0].parse().ok()?, parent: fields.get(1)?.parse().ok()?, minor, top })
 }
 
 /// Undoes the octal escapes of `/proc/self/mountinfo` (proc(5)).
@@ -268,14 +303,6 @@ impl Attached {
     pub fn detach(&self) -> io::Result<()> {
         detach(&self.path, self.root)
     }
-
-    /// Takes the mount out of the tree if nobody uses it (`EBUSY` otherwise).
-    pub fn unmount(&self) -> io::Result<()> {
-        if self.root {
-            return Ok(unmount(&self.path, UnmountFlags::NOFOLLOW)?);
-        }
-        fusermount(&["-u"], &self.path)
-    }
 }
 
 /// Lazily unmounts whatever is topmost on `path`.
@@ -330,29 +357,20 @@ pub enum Top {
 
 /// Looks what stands on top of `path` without touching it (a dead mount would not answer).
 pub fn top_of(path: &Path) -> io::Result<Top> {
-    let wanted = match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => {
-            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            std::fs::canonicalize(parent)?.join(name)
-        }
-        _ => std::fs::canonicalize(path)?,
-    };
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let mut top = Top::Bare;
-    for line in table.lines() {
-        let Some((before, after)) = line.split_once(" - ") else { continue };
-        if before.split(' ').nth(4).map(unescape).as_deref() != Some(wanted.as_os_str()) {
-            continue;
-        }
-        let mut fields = after.split(' ');
-        let (fstype, source) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
-        top = match (fstype, source) {
-            (FSTYPE, source) => Top::Hyokfs(PathBuf::from(unescape(source))),
-            ("tmpfs", PLACEHOLDER) => Top::Placeholder,
-            (other, _) => Top::Other(other.to_owned()),
-        };
+    Ok(layers(path)?.pop().map_or(Top::Bare, |layer| layer.top))
+}
+
+/// Whether the placeholder stands on `path`, on top or beneath.
+pub fn has_placeholder(path: &Path) -> bool {
+    layers(path).is_ok_and(|layers| layers.iter().any(|layer| layer.top == Top::Placeholder))
+}
+
+/// Takes the mount on `path` out of the tree if nobody uses it (`ResourceBusy` otherwise).
+pub fn unmount_idle(path: &Path) -> io::Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(unmount(path, UnmountFlags::NOFOLLOW)?);
     }
-    Ok(top)
+    fusermount(&["-u"], path)
 }
 
 #[cfg(test)]

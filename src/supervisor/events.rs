@@ -1,22 +1,21 @@
 //! Everything that can happen to a mount, in one queue.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::control::{Reply, Request};
+use super::control;
 use super::lock::Mounted;
+use super::state;
 use super::status::LockReport;
 use super::volume::VolumeError;
-use crate::provider::ProviderError;
+use crate::liveness::Answer;
 
 /// One thing that happened.
 pub enum Happened {
-    /// The key service answered a probe; `Ok` with its request id.
-    Probed(Result<Option<String>, ProviderError>),
-    /// An ordinary unwrap succeeded.
-    Used,
-    /// An ordinary unwrap was denied.
-    UseDenied(ProviderError),
+    /// The key service answered a probe.
+    Probed(Answer),
+    /// The key service answered an ordinary call.
+    Used(state::Reply),
     /// A lock has run to its end.
     Locked(Box<LockReport>),
     /// The volume was unlocked and mounted, or could not be.
@@ -24,17 +23,9 @@ pub enum Happened {
     /// The connection of the mount with this number ended, whoever ended it.
     SessionEnded(u64),
     /// A command came through the control socket; the answer goes to the sender.
-    Command(Request, Sender<Reply>),
+    Command(control::Request, Sender<control::Reply>),
     /// SIGTERM or SIGINT.
     Signal,
-}
-
-/// The sending end of the queue; cheap to clone.
-pub type Events = Sender<Happened>;
-
-/// A new queue.
-pub fn queue() -> (Events, Receiver<Happened>) {
-    channel()
 }
 
 /// Time since the machine started, suspend included (`CLOCK_BOOTTIME`): a lease must not stand still while the lid is

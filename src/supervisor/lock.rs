@@ -24,6 +24,8 @@ pub struct Mounted {
     pub keyring: Arc<Keyring>,
     /// Its connection to the kernel.
     pub session: Session,
+    /// Counts the mounts of this daemon.
+    pub number: u64,
 }
 
 /// How a lock leaves the mount point.
@@ -148,8 +150,10 @@ fn bounded<T: Send + 'static>(deadline: Instant, work: impl FnOnce() -> T + Send
 fn leave_mount(session: &mut Session, leave: Leave, report: &mut LockReport) {
     let wants = leave == Leave::Placeholder && rustix::process::geteuid().is_root();
     let gone = session.has_ended();
-    if wants && !gone {
-        report.placeholder = session.attached().place_beneath();
+    if wants {
+        // After the first lock one is there already: the volume came back on top of it.
+        report.placeholder = mount::has_placeholder(session.attached().path())
+            || !gone && session.attached().place_beneath();
     }
     report.ended = session.end(END);
     if !report.ended {

@@ -8,6 +8,7 @@ pub mod control;
 mod disk;
 mod events;
 pub mod lock;
+mod mounter;
 mod observe;
 pub mod pin;
 pub mod run;
