@@ -5,6 +5,7 @@
 #[path = "../fakes/aws/mod.rs"]
 mod fake;
 
+mod check;
 mod emulator;
 mod node;
 mod roles;

@@ -3,6 +3,7 @@
 //! One client per key, made once. A call costs one signature and one HTTP exchange; deadline, retries and credentials
 //! are handled here instead of in the SDK's layers, because here a refusal of STS keeps its code and a call its price.
 
+mod check;
 mod evidence;
 mod http;
 mod session;
@@ -28,12 +29,14 @@ use zeroize::Zeroizing;
 
 use super::{Context, KeyInfo, KeySettings, KeyUri, Provider, ProviderError, Verdict, Wrapped};
 use crate::crypto::Secret;
+use crate::format::FileId;
 
 use evidence::{Evidence, Kind, Source};
 use http::misconfigured;
 use session::{Sessions, Slot};
 use verdict::{Operation, Situation, judge};
 
+pub(super) use check::check;
 pub use session::session_name;
 
 /// Context keys, readable in the customer's CloudTrail and usable in the conditions of their policies
@@ -202,6 +205,23 @@ impl AwsKms {
             }
             return Err(self.judge(operation, &evidence));
         }
+    }
+
+    /// One try of `call` within the deadline: what check tries, it tries once.
+    async fn limit<T>(&self, call: impl Future<Output = Result<T, Evidence>>) -> Result<T, Evidence> {
+        let limit = self.deadline;
+        tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
+            Err(Evidence::new(Source::Kms, Kind::Timeout, format!("no answer within {} ms", limit.as_millis())))
+        })
+    }
+
+    /// Like [`AwsKms::limit`], with a good session for the shared client.
+    async fn limit_in_session<T>(&self, call: impl Future<Output = Result<T, Evidence>>) -> Result<T, Evidence> {
+        let both = async {
+            self.sessions.ensure().await?;
+            call.await
+        };
+        self.limit(both).await
     }
 
     /// The key's state, where DescribeKey gives it.

@@ -186,6 +186,17 @@ impl Sessions {
         self.climb(external_id).await
     }
 
+    /// The ARN of the node's own identity, by STS; needs no permission.
+    pub(super) async fn identity(&self) -> Result<String, Evidence> {
+        let client =
+            aws_sdk_sts::Client::from_conf(self.sts.clone().credentials_provider(self.own(false).await?).build());
+        let answer =
+            client.get_caller_identity().send().await.map_err(|error| Evidence::of(Source::Credentials, &error))?;
+        answer.arn.ok_or_else(|| {
+            Evidence::new(Source::OwnRole, Kind::Unreadable, "GetCallerIdentity answered without an ARN")
+        })
+    }
+
     async fn obtain(&self, anew: bool) -> Result<Credentials, Evidence> {
         if self.roles.is_empty() {
             return self.own(anew).await;
