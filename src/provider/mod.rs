@@ -1,5 +1,7 @@
 //! The key services. A provider wraps and unwraps 32-byte keys with a key that never leaves the customer.
 
+pub mod check;
+pub mod policy;
 pub mod settings;
 pub mod uri;
 

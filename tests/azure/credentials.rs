@@ -60,10 +60,15 @@ async fn a_secret_that_others_can_read_is_refused() {
 #[tokio::test]
 async fn settings_that_cannot_work_say_what_is_missing() {
     let rig = Rig::new(KeyKind::Rsa(2048));
-    let cases: [(fn(&mut KeySettings), &str, &str); 8] = [
+    type Case = (fn(&mut KeySettings), &'static str, &'static str);
+    let cases: [Case; 8] = [
         (|s| s.azure_credential = Some("password".into()), "AzureCredential", "managed-identity"),
         (|s| s.azure_credential = Some("client-assertion".into()), "AzureCredential", "azure-assertion-file"),
-        (|s| s.azure_credential = Some("client-certificate".into()), "AzureCredential", "azure-client-certificate-file"),
+        (
+            |s| s.azure_credential = Some("client-certificate".into()),
+            "AzureCredential",
+            "azure-client-certificate-file",
+        ),
         (|s| s.azure_tenant_id = Some("a b".into()), "AzureCredential", "azure-tenant-id"),
         (|s| s.azure_authority = Some("http://127.0.0.1".into()), "AzureAuthority", "https://"),
         (|s| s.endpoint = Some("https://a/b".into()), "Endpoint", "https://HOST"),

@@ -5,6 +5,7 @@
 #[path = "../fakes/azure/mod.rs"]
 mod fake;
 
+mod check;
 mod credentials;
 mod rig;
 mod round_trip;

@@ -51,8 +51,7 @@ impl Rig {
 pub fn private_file(dir: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
     use std::io::Write;
     let path = dir.path().join(name);
-    let mut file =
-        std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path).unwrap();
+    let mut file = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path).unwrap();
     file.write_all(text.as_bytes()).unwrap();
     path
 }

@@ -175,7 +175,8 @@ async fn trouble_that_passes_is_not_noticed() {
     let rig = Rig::new(KeyKind::Rsa(2048));
     let key = rig.key().await;
     let (_, wrapped) = key.generate(&file(1)).await.unwrap();
-    for fault in [Fault::Status(500), Fault::Status(503), Fault::Drop, Fault::Conflict("ObjectIsBeingRecovered".into())] {
+    for fault in [Fault::Status(500), Fault::Status(503), Fault::Drop, Fault::Conflict("ObjectIsBeingRecovered".into())]
+    {
         rig.fake.world().fail_times(fault, 2);
         key.unwrap(&file(1), &wrapped.blob).await.unwrap();
     }

@@ -23,13 +23,51 @@ const ROWS: &[Row] = &[
     ("key disabled", |w| w.enable("hyok", false), Denied, Denied, "KeyDisabled"),
     ("key soft-deleted", |w| w.delete("hyok", true), Denied, Misconfigured, "KeyNotFound"),
     ("key purged", |w| w.purge("hyok"), Denied, Misconfigured, "KeyNotFound"),
-    ("wrong version", |w| { w.key("hyok").versions.clear(); }, Denied, Misconfigured, "KeyNotFound"),
-    ("key being recovered", |w| w.fail(Fault::Conflict("ObjectIsBeingRecovered".into())), Unreachable, Unreachable, "ObjectIsBeingRecovered"),
-    ("deleted but recoverable", |w| w.fail(Fault::Conflict("ObjectIsDeletedButRecoverable".into())), Denied, Denied, "ObjectIsDeletedButRecoverable"),
-    ("unwrapKey not permitted", |w| w.set_operations("hyok", &["wrapKey"]), Denied, Misconfigured, "KeyOperationForbidden"),
+    (
+        "wrong version",
+        |w| {
+            w.key("hyok").versions.clear();
+        },
+        Denied,
+        Misconfigured,
+        "KeyNotFound",
+    ),
+    (
+        "key being recovered",
+        |w| w.fail(Fault::Conflict("ObjectIsBeingRecovered".into())),
+        Unreachable,
+        Unreachable,
+        "ObjectIsBeingRecovered",
+    ),
+    (
+        "deleted but recoverable",
+        |w| w.fail(Fault::Conflict("ObjectIsDeletedButRecoverable".into())),
+        Denied,
+        Denied,
+        "ObjectIsDeletedButRecoverable",
+    ),
+    (
+        "unwrapKey not permitted",
+        |w| w.set_operations("hyok", &["wrapKey"]),
+        Denied,
+        Misconfigured,
+        "KeyOperationForbidden",
+    ),
     ("role removed", |w| forbidden(w, "ForbiddenByRbac"), Denied, Misconfigured, "ForbiddenByRbac"),
-    ("role removed, older form", |w| w.fail(Fault::ForbiddenOuter("ForbiddenByRbac".into())), Denied, Misconfigured, "ForbiddenByRbac"),
-    ("role removed, camel case", |w| w.fail(Fault::ForbiddenCamel("ForbiddenByRbac".into())), Denied, Misconfigured, "ForbiddenByRbac"),
+    (
+        "role removed, older form",
+        |w| w.fail(Fault::ForbiddenOuter("ForbiddenByRbac".into())),
+        Denied,
+        Misconfigured,
+        "ForbiddenByRbac",
+    ),
+    (
+        "role removed, camel case",
+        |w| w.fail(Fault::ForbiddenCamel("ForbiddenByRbac".into())),
+        Denied,
+        Misconfigured,
+        "ForbiddenByRbac",
+    ),
     ("access policy removed", |w| forbidden(w, "AccessDenied"), Denied, Misconfigured, "AccessDenied"),
     ("a reason nobody knows", |w| forbidden(w, "SomethingNew"), Denied, Misconfigured, "SomethingNew"),
     ("firewall", |w| forbidden(w, "ForbiddenByFirewall"), Unreachable, Unreachable, "ForbiddenByFirewall"),
@@ -50,7 +88,16 @@ const ROWS: &[Row] = &[
     ("garbage", |w| w.fail(Fault::Garbage), Unreachable, Unreachable, "Interrupted"),
     ("garbage in a good answer", |w| w.fail(Fault::GarbageBody), Unreachable, Unreachable, "GarbledAnswer"),
     ("connection ends", |w| w.fail(Fault::Drop), Unreachable, Unreachable, "Interrupted"),
-    ("challenge for another service", |w| { w.revoke_tokens(); w.fail(Fault::Challenge("https://management.azure.com".into())); }, Misconfigured, Misconfigured, "ChallengeMismatch"),
+    (
+        "challenge for another service",
+        |w| {
+            w.revoke_tokens();
+            w.fail(Fault::Challenge("https://management.azure.com".into()));
+        },
+        Misconfigured,
+        Misconfigured,
+        "ChallengeMismatch",
+    ),
     ("our secret is wrong", |w| w.secret = "changed".into(), Unreachable, Unreachable, "AADSTS7000215"),
     ("our secret expired", |w| directory(w, 7_000_222), Unreachable, Unreachable, "AADSTS7000222"),
     ("our credential is bad", |w| directory(w, 70_002), Unreachable, Unreachable, "AADSTS70002"),
@@ -77,7 +124,13 @@ const ROWS: &[Row] = &[
     ("a number nobody knows", |w| directory(w, 4_242_424), Unreachable, Unreachable, "AADSTS4242424"),
     ("directory 503", |w| w.directory = Some(DirectoryFault::Status(503)), Unreachable, Unreachable, "NoToken"),
     ("directory 429", |w| w.directory = Some(DirectoryFault::Status(429)), Unreachable, Unreachable, "NoToken"),
-    ("directory answers garbage", |w| w.directory = Some(DirectoryFault::GarbageBody), Unreachable, Unreachable, "NoToken"),
+    (
+        "directory answers garbage",
+        |w| w.directory = Some(DirectoryFault::GarbageBody),
+        Unreachable,
+        Unreachable,
+        "NoToken",
+    ),
 ];
 
 fn expect(row: &str, error: &ProviderError, verdict: Verdict, code: &str) {
@@ -213,8 +266,7 @@ async fn a_vault_that_cannot_be_reached_is_unreachable() {
         ("https://no-such-vault.invalid".to_owned(), rig.settings.ca_file.clone(), "Dns"),
         (rig.fake.url(), None, "Tls"),
     ] {
-        let settings =
-            KeySettings { endpoint: Some(endpoint), ca_file, worked_before: true, ..rig.settings.clone() };
+        let settings = KeySettings { endpoint: Some(endpoint), ca_file, worked_before: true, ..rig.settings.clone() };
         let key = rig.connect(VAULT, &settings).await.unwrap();
         expect(code, &key.probe(&volume(), &canary.blob).await.unwrap_err(), Unreachable, code);
     }

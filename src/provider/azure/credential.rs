@@ -144,9 +144,10 @@ impl Credentials {
     }
 
     fn managed_identity(&self, http: &Http, id: Option<String>) -> Result<Arc<dyn TokenCredential>, ProviderError> {
-        let mut options = ManagedIdentityCredentialOptions::default();
-        options.client_options = http.metadata_options();
-        options.user_assigned_id = id.map(UserAssignedId::ClientId);
+        let options = ManagedIdentityCredentialOptions {
+            client_options: http.metadata_options(),
+            user_assigned_id: id.map(UserAssignedId::ClientId),
+        };
         Ok(ManagedIdentityCredential::new(Some(options)).map_err(refused)?)
     }
 

@@ -8,6 +8,7 @@
 
 pub mod blob;
 mod certificate;
+mod check;
 mod credential;
 mod http;
 mod public;
@@ -33,6 +34,7 @@ use zeroize::Zeroizing;
 use super::{Context, KeyInfo, KeySettings, KeyUri, Provider, ProviderError, Verdict, Wrapped};
 use crate::crypto::Secret;
 use blob::{Algorithm, Blob, BlobError, KeyId, is_word};
+pub(super) use check::check;
 use credential::Credentials;
 use http::{Http, Mark, mistake};
 use public::{Facts, State};
@@ -250,22 +252,31 @@ impl AzureKey {
             }
         }
         let algorithm = facts.map_or(Algorithm::RsaOaep256, |facts| facts.algorithm);
+        match self.wrap_there(context, algorithm, once).await {
+            Ok((id, ciphertext, request_id)) => Ok((algorithm, id, ciphertext, request_id)),
+            Err(error) => Err(self.explain_wrap(error).await),
+        }
+    }
+
+    /// Wraps the one-time key in the service.
+    async fn wrap_there(
+        &self,
+        context: &Context<'_>,
+        algorithm: Algorithm,
+        once: &Secret,
+    ) -> Result<(KeyId, Vec<u8>, Option<String>), ProviderError> {
         let mark = Mark::new(context);
         let run = |client: Arc<KeyClient>| {
             let options = KeyClientWrapKeyOptions { key_version: self.version.clone(), method_options: marked(&mark) };
             let parameters = parameters(algorithm, once.expose());
             async move { answer(client.wrap_key(&self.name, parameters.try_into()?, Some(options)).await?) }
         };
-        let asked = self.call(Operation::Wrap, self.shared_client(), run).await;
-        let (result, request_id) = match asked {
-            Ok(answered) => answered,
-            Err(error) => return Err(self.explain_wrap(error).await),
-        };
+        let (result, request_id) = self.call(Operation::Wrap, self.shared_client(), run).await?;
         let garbled = || garbled(&self.label, request_id.clone());
         let ciphertext = result.result.ok_or_else(garbled)?;
         let id = result.kid.as_deref().and_then(KeyId::from_kid).ok_or_else(garbled)?;
         self.expect_own(&id)?;
-        Ok((algorithm, id, ciphertext, request_id))
+        Ok((id, ciphertext, request_id))
     }
 
     /// The service would wrap with a disabled key's public part, and so could we: nobody could open it again.

@@ -31,7 +31,11 @@ impl Request {
 }
 
 pub enum Reply {
-    Full { status: u16, headers: Vec<(&'static str, String)>, body: Vec<u8> },
+    Full {
+        status: u16,
+        headers: Vec<(&'static str, String)>,
+        body: Vec<u8>,
+    },
     /// Bytes that are no HTTP.
     Garbage,
     /// Nothing for so long, then the connection ends.

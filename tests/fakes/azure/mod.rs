@@ -117,7 +117,8 @@ pub fn run(words: &[String]) -> Result<(), String> {
             _ => return Err(format!("`{word}` is unknown; {USAGE}")),
         }
     }
-    let fake = FakeAzure::start_on(port, control_port).map_err(|error| format!("the ports can't be opened: {error}"))?;
+    let fake =
+        FakeAzure::start_on(port, control_port).map_err(|error| format!("the ports can't be opened: {error}"))?;
     std::fs::write(&ca_file, fake.ca_pem()).map_err(|error| format!("{}: {error}", ca_file.display()))?;
     fake.world().create_key("hyok", KeyKind::Rsa(3072));
     fake.world().create_key("hsm", KeyKind::Aes);

@@ -20,8 +20,7 @@ pub fn answer(request: &Request, world: &Mutex<World>) -> Reply {
     }
     let mut world = world.lock().unwrap_or_else(PoisonError::into_inner);
     // The SDK writes an absent version as an empty segment.
-    let segments: Vec<String> =
-        request.path.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    let segments: Vec<String> = request.path.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
     let last = segments.last().map(|part| part.to_ascii_lowercase()).unwrap_or_default();
     let operation = match (request.method.as_str(), last.as_str()) {
         ("GET", _) => "get",
@@ -63,7 +62,14 @@ fn decide(request: &Request, world: &mut World, segments: &[String], operation: 
         _ => return error(404, "NotFound", "No such operation.", None),
     };
     let missing = || {
-        error(404, "KeyNotFound", &format!("A key with (name/id) {name} was not found in this key vault. If you recently deleted this key you may be able to recover it."), None)
+        error(
+            404,
+            "KeyNotFound",
+            &format!(
+                "A key with (name/id) {name} was not found in this key vault. If you recently deleted this key you may be able to recover it."
+            ),
+            None,
+        )
     };
     let Some((name, key)) = world.keys.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)) else {
         return missing();
@@ -173,7 +179,11 @@ fn bearer(resource: &str) -> String {
 }
 
 fn challenge(resource: &str, had_token: bool) -> Reply {
-    let text = if had_token { "AKV10022: Invalid audience or token." } else { "AKV10000: Request is missing a Bearer or PoP token." };
+    let text = if had_token {
+        "AKV10022: Invalid audience or token."
+    } else {
+        "AKV10000: Request is missing a Bearer or PoP token."
+    };
     error(401, "Unauthorized", text, None).with("www-authenticate", bearer(resource))
 }
 
