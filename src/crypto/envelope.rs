@@ -39,6 +39,17 @@ impl EnvelopeKey {
         EnvelopeKey(key)
     }
 
+    /// Zeroes the key for every owner: from then on nothing opens, and whoever was sealing in that moment must ask
+    /// [`EnvelopeKey::is_wiped`] afterwards and throw the result away if so.
+    pub fn wipe(&self) {
+        self.0.wipe();
+    }
+
+    /// Whether the key has been wiped.
+    pub fn is_wiped(&self) -> bool {
+        self.0.is_wiped()
+    }
+
     fn cipher(&self) -> XChaCha20Poly1305 {
         XChaCha20Poly1305::new(self.0.expose().into())
     }
