@@ -313,6 +313,9 @@ pub struct PolicyArgs {
     /// AWS: the name of the role in the customer's account.
     #[arg(long, default_value = "hyokfs")]
     pub role_name: String,
+    /// Allow the key for this tenant name alone (AWS: bound to the context `hyokfs:tenant`).
+    #[arg(long)]
+    pub tenant: Option<String>,
     /// The customer's key.
     pub key: KeyUri,
 }
@@ -351,6 +354,12 @@ pub enum AuditCommand {
         /// Only records since this time (RFC 3339) or for this long (1h).
         #[arg(long)]
         since: Option<String>,
+        /// Wait for more at the end.
+        #[arg(long)]
+        follow: bool,
+        /// Print the records as they are stored.
+        #[arg(long)]
+        json: bool,
         /// The log's newest file.
         file: PathBuf,
     },

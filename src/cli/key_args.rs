@@ -50,7 +50,13 @@ pub struct KeyArgs {
     /// Azure: client id of the application or of the user-assigned identity.
     #[arg(long, value_name = "ID", env = "HYOKFS_AZURE_CLIENT_ID")]
     pub azure_client_id: Option<String>,
-    /// Azure: managed-identity, workload-identity, client-secret, client-certificate or client-assertion.
+    /// Azure: client id of the machine's user-assigned identity, for federated-managed-identity.
+    #[arg(long, value_name = "ID")]
+    pub azure_identity_client_id: Option<String>,
+    /// Azure: have the service wrap with RSA keys too, for a line per new file in the vault's log.
+    #[arg(long)]
+    pub azure_remote_wrap: bool,
+    /// Azure: managed-identity, federated-managed-identity, workload-identity, client-secret, client-certificate or client-assertion.
     #[arg(long, value_name = "KIND")]
     pub azure_credential: Option<String>,
     /// Azure: authority of a sovereign cloud.
@@ -97,6 +103,8 @@ impl KeyArgs {
         put(&mut base.session_name, self.session_name);
         put(&mut base.azure_tenant_id, self.azure_tenant_id);
         put(&mut base.azure_client_id, self.azure_client_id);
+        put(&mut base.azure_identity_client_id, self.azure_identity_client_id);
+        base.azure_remote_wrap |= self.azure_remote_wrap;
         put(&mut base.azure_credential, self.azure_credential);
         put(&mut base.azure_authority, self.azure_authority);
         put(&mut base.azure_client_secret_file, self.azure_client_secret_file);

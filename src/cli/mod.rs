@@ -55,10 +55,13 @@ pub enum CliError {
     Mount(#[from] crate::supervisor::RunError),
     /// The embedded keystore could not do it.
     #[error(transparent)]
-    Local(#[from] crate::provider::local::LocalError),
+    Local(#[from] crate::provider::local::KeystoreError),
     /// The audit log.
     #[error(transparent)]
     Audit(#[from] crate::audit::AuditError),
+    /// A policy.
+    #[error(transparent)]
+    Policy(#[from] crate::provider::policy::PolicyError),
     /// Printing JSON.
     #[error("printing the result: {0}")]
     Json(#[from] serde_json::Error),
