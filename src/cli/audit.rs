@@ -16,7 +16,10 @@ pub fn run(command: AuditCommand) -> Result<(), CliError> {
         }
         AuditCommand::Keygen { file } => {
             audit::keygen(&file)?;
-            println!("private key: {0}\npublic key:  {0}.pub   give this one to whoever checks the log", file.display());
+            println!(
+                "private key: {0}\npublic key:  {0}.pub   give this one to whoever checks the log",
+                file.display()
+            );
             Ok(())
         }
     }
@@ -61,7 +64,10 @@ fn verify(key: Option<&Path>, seq: Option<u64>, json: bool, file: &Path) -> Resu
         });
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        println!("{} records, {} to {}, the last of {}", report.records, report.first_seq, report.last_seq, report.last_time);
+        println!(
+            "{} records, {} to {}, the last of {}",
+            report.records, report.first_seq, report.last_seq, report.last_time
+        );
         match (public.is_some(), report.signed_through) {
             (true, Some(seq)) => println!("signed up to record {seq}"),
             (true, None) => println!("nothing is signed by this key"),

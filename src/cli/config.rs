@@ -95,8 +95,7 @@ pub fn mount_config(args: MountArgs) -> Result<MountConfig, ConfigError> {
         settings = file.key;
         from_file = options(file.options).map_err(|message| ConfigError::Parse { path: path.clone(), message })?;
     }
-    let from_opts =
-        options(table).map_err(|why| ConfigError::Option { option: args.opts.join(","), why })?;
+    let from_opts = options(table).map_err(|why| ConfigError::Option { option: args.opts.join(","), why })?;
     let merged = merge(merge(args.options, from_opts), from_file);
     kernel.allow_other |= merged.allow_other;
     Ok(MountConfig {
@@ -114,8 +113,7 @@ pub fn key_settings(config: Option<&Path>) -> Result<KeySettings, ConfigError> {
 }
 
 fn read_file(path: &Path) -> Result<ConfigFile, ConfigError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     let parse = |error: toml::de::Error| ConfigError::Parse { path: path.to_owned(), message: error.to_string() };
     let mut options: toml::Table = toml::from_str(&text).map_err(parse)?;
     let key = match options.remove("key") {
@@ -150,8 +148,23 @@ fn read_option(
             table.insert(name.replace('_', "-"), value);
         }
         None => match option {
-            "" | "defaults" | "rw" | "nosuid" | "nodev" | "exec" | "auto" | "noauto" | "user" | "nouser" | "users"
-            | "_netdev" | "nofail" | "noatime" | "relatime" | "async" | "default_permissions" => {}
+            ""
+            | "defaults"
+            | "rw"
+            | "nosuid"
+            | "nodev"
+            | "exec"
+            | "auto"
+            | "noauto"
+            | "user"
+            | "nouser"
+            | "users"
+            | "_netdev"
+            | "nofail"
+            | "noatime"
+            | "relatime"
+            | "async"
+            | "default_permissions" => {}
             "allow_other" => kernel.allow_other = true,
             "ro" => kernel.read_only = true,
             "suid" => kernel.suid = true,

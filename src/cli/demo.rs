@@ -87,7 +87,11 @@ impl Story {
         self.hyokfs(&["key", "disable", &path(&keystore)])?;
         let status = self.wait(&mountpoint, "locked")?;
         let took = clicked.elapsed();
-        println!("   locked {:.2} s after the click (the key is probed every {} s)", took.as_secs_f64(), POLL.as_secs());
+        println!(
+            "   locked {:.2} s after the click (the key is probed every {} s)",
+            took.as_secs_f64(),
+            POLL.as_secs()
+        );
         if let Some(lock) = &status.last_lock {
             println!("   {}", super::control::steps(lock));
         }
@@ -244,7 +248,10 @@ fn checksum(file: &Path) -> Result<Vec<u8>, CliError> {
 /// A letter, a file of some MiB, and a tree of small ones.
 fn write_files(mountpoint: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>, CliError> {
     let mut files = vec![(mountpoint.join("letter.txt"), LETTER.repeat(40).into_bytes())];
-    files.push((mountpoint.join("ledger.bin"), (0..3_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()));
+    files.push((
+        mountpoint.join("ledger.bin"),
+        (0..3_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect(),
+    ));
     for i in 0..20 {
         let name = mountpoint.join("records").join(format!("2026-{:02}", i % 4 + 1)).join(format!("record-{i:02}.txt"));
         files.push((name, format!("record {i}\n{LETTER}").into_bytes()));

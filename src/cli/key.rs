@@ -12,7 +12,8 @@ use crate::provider::{KeySettings, KeyUri};
 pub fn run(command: KeyCommand) -> Result<(), CliError> {
     match command {
         KeyCommand::Create(target) => {
-            let protect = if std::env::var_os(PASSPHRASE).is_some() { Protect::Passphrase } else { Protect::SecretFile };
+            let protect =
+                if std::env::var_os(PASSPHRASE).is_some() { Protect::Passphrase } else { Protect::SecretFile };
             let (keystore, name) = open(target)?;
             say("made", &keystore, &keystore.create(&name, protect)?);
         }

@@ -31,11 +31,11 @@ pub fn run(args: MountArgs, format: Option<LogFormat>, filter: Option<&str>) -> 
     }
     let config = config::mount_config(args)?;
     log::init(format, filter, log_file(&config)?).map_err(CliError::Refused)?;
-    for problem in harden::process() {
-        tracing::warn!("{problem}");
-    }
-    // The kernel has already applied the caller's umask to every mode that it sends.
-    rustix::process::umask(Mode::empty());
+    harden::harden().map_err(|error| {
+        CliError::Refused(format!(
+            "the process cannot be protected ({error}), so it takes no keys; see the seccomp profile"
+        ))
+    })?;
     let options = options(config)?;
     supervisor::run(options, move || {
         if daemon {

@@ -69,9 +69,10 @@ fn directory() -> PathBuf {
     if user.is_root() {
         return PathBuf::from("/run/hyokfs");
     }
-    std::env::var_os("XDG_RUNTIME_DIR")
-        .filter(|dir| !dir.is_empty())
-        .map_or_else(|| PathBuf::from(format!("/tmp/hyokfs-{}", user.as_raw())), |dir| PathBuf::from(dir).join("hyokfs"))
+    std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()).map_or_else(
+        || PathBuf::from(format!("/tmp/hyokfs-{}", user.as_raw())),
+        |dir| PathBuf::from(dir).join("hyokfs"),
+    )
 }
 
 /// The socket of a mount point: named by a hash, since a path may be longer than a socket's address (108 bytes).

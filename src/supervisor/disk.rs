@@ -33,7 +33,8 @@ pub fn prepare(store: &Path) -> Vec<String> {
         }
         _ => {}
     }
-    let block = fs::read_to_string(queue.join("physical_block_size")).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let block =
+        fs::read_to_string(queue.join("physical_block_size")).ok().and_then(|text| text.trim().parse::<u64>().ok());
     if let Some(block) = block.filter(|block| *block < PAGE) {
         tracing::info!(
             block,

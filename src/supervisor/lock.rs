@@ -59,7 +59,9 @@ pub fn lock(mut mounted: Mounted, leave: Leave, flush_deadline: Duration) -> Loc
     let (inodes, dentries) = (Arc::new(inodes), Arc::new(dentries));
     let limit = flush_deadline.max(Duration::from_secs(2));
     if !purge_all(&mounted.session, &inodes, &dentries, limit) {
-        report.problems.push("the kernel's caches were not empty in time; the connection is aborted all the same".into());
+        report
+            .problems
+            .push("the kernel's caches were not empty in time; the connection is aborted all the same".into());
     }
     report.purged_ms = at(begun);
 
@@ -86,7 +88,9 @@ fn write_back(mounted: &Mounted, deadline: Instant, report: &mut LockReport) -> 
     let path = mounted.session.attached().path().to_owned();
     match syncfs_helper(&path) {
         Ok(mut child) => wait_for(&mut child, deadline),
-        Err(error) => report.problems.push(format!("no helper for syncfs ({error}); files are written back one by one")),
+        Err(error) => {
+            report.problems.push(format!("no helper for syncfs ({error}); files are written back one by one"))
+        }
     }
     let purge = mounted.session.purge();
     let complete = bounded(deadline, move || dirty.into_iter().all(|ino| purge.inode(ino)));
@@ -152,8 +156,8 @@ fn leave_mount(session: &mut Session, leave: Leave, report: &mut LockReport) {
     let gone = session.has_ended();
     if wants {
         // After the first lock one is there already: the volume came back on top of it.
-        report.placeholder = mount::has_placeholder(session.attached().path())
-            || !gone && session.attached().place_beneath();
+        report.placeholder =
+            mount::has_placeholder(session.attached().path()) || !gone && session.attached().place_beneath();
     }
     report.ended = session.end(END);
     if !report.ended {

@@ -134,11 +134,12 @@ impl Mounter {
         let id = volume.record.volume;
         let group_id = (volume.record.granularity == Granularity::Volume).then_some(id.0);
         let options = KeyringOptions { slot, new_in_group: group_id, ..self.keyring.clone() };
+        let fs_options = FsOptions { remote: provider.is_remote(), ..FsOptions::default() };
         let keyring = Keyring::new(provider, self.runtime.clone(), id, options, self.watch.clone());
         if let (Some(group), Some(group_id)) = (group, group_id) {
             keyring.set_group(group_id, group);
         }
-        let fs = Fs::mount(self.store.clone(), volume, keyring.clone(), FsOptions::default())?;
+        let fs = Fs::mount(self.store.clone(), volume, keyring.clone(), fs_options)?;
         let device = Device::mount(&self.mountpoint, &self.kernel)?;
         let number = self.mounts.fetch_add(1, Ordering::SeqCst) + 1;
         let events = self.events.clone();

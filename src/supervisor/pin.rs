@@ -78,7 +78,13 @@ fn file(dir: &Path, volume: VolumeId) -> PathBuf {
 }
 
 /// Compares what the store says with what this node knows, and remembers it at first use.
-pub fn check(dir: &Path, volume: VolumeId, fingerprint: &str, generation: u64, given: Option<&str>) -> Result<(), PinError> {
+pub fn check(
+    dir: &Path,
+    volume: VolumeId,
+    fingerprint: &str,
+    generation: u64,
+    given: Option<&str>,
+) -> Result<(), PinError> {
     let path = file(dir, volume);
     let other = |expected: &str| PinError::Other {
         found: fingerprint.to_owned(),

@@ -109,7 +109,8 @@ pub fn run(options: RunOptions, on_ready: impl FnOnce()) -> Result<(), RunError>
     let watch = Arc::new(Watch { volume: record.volume, audit: log.clone(), events: events.clone() });
     let settings = volume::settings_for(&record, &options.settings, &options.state_dir);
 
-    let mounter = Arc::new(Mounter::new(store, settings, &options, runtime.handle().clone(), watch.clone(), events.clone()));
+    let mounter =
+        Arc::new(Mounter::new(store, settings, &options, runtime.handle().clone(), watch.clone(), events.clone()));
     let (mounted, identity, asked) = mounter.mount(record)?;
     let control = Control::listen(&options.mountpoint)?;
     let probe = {
@@ -321,11 +322,8 @@ impl Daemon {
     fn take(&mut self, happened: Happened) -> Option<Input> {
         match happened {
             Happened::Probed(answer) => {
-                let input = Input::Probe(super::state::Reply {
-                    verdict: answer.verdict,
-                    asked: answer.asked,
-                    at: answer.at,
-                });
+                let input =
+                    Input::Probe(super::state::Reply { verdict: answer.verdict, asked: answer.asked, at: answer.at });
                 self.note(answer);
                 Some(input)
             }

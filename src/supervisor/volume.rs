@@ -94,9 +94,9 @@ impl VolumeError {
     pub fn provider(&self) -> Option<&ProviderError> {
         match self {
             VolumeError::Provider(error)
-            | VolumeError::Key(KeyError::Denied(error) | KeyError::Unreachable(error) | KeyError::Misconfigured(error)) => {
-                Some(error)
-            }
+            | VolumeError::Key(
+                KeyError::Denied(error) | KeyError::Unreachable(error) | KeyError::Misconfigured(error),
+            ) => Some(error),
             _ => None,
         }
     }
@@ -208,7 +208,7 @@ pub async fn create(path: &Path, uri: &KeyUri, settings: &KeySettings, new: NewV
     }
     let at = |source| VolumeError::Io { path: path.to_owned(), source };
     check_empty(path)?;
-    let volume = VolumeId::random().map_err(|_| SecretError::Random)?;
+    let volume = VolumeId::random().map_err(|_| SecretError::NoRandom)?;
     let provider = connect(uri, settings).await?;
     let context = Context { volume, file: None, tenant: settings.tenant.as_deref() };
     let (secret, wrapped) = provider.generate(&context).await?;
@@ -246,7 +246,7 @@ pub async fn create(path: &Path, uri: &KeyUri, settings: &KeySettings, new: NewV
     record.sign(&keys)?;
     std::fs::create_dir_all(path).map_err(at)?;
     let store = Store::open(path)?;
-    let root = DirRecord { dir: DirId::random().map_err(|_| SecretError::Random)?, parents: Vec::new() };
+    let root = DirRecord { dir: DirId::random().map_err(|_| SecretError::NoRandom)?, parents: Vec::new() };
     let target = root.encode(volume, &keys.header);
     rustix::fs::symlinkat(target, store.root(), DIR_RECORD).map_err(|error| at(error.into()))?;
     store.write_record(record.to_toml()?.as_bytes())?;
