@@ -112,19 +112,10 @@ fn the_machines_own_identity_works_alone_and_across_tenants() {
         return inner();
     }
     let rig = Rig::new(KeyKind::Rsa(2048));
+    let identity = format!("{}/msi/token", rig.fake.plain_url());
     let ask = |credential: &str| {
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "credentials::the_machines_own_identity_works_alone_and_across_tenants", "--nocapture"])
-            .env("IDENTITY_ENDPOINT", format!("{}/msi/token", rig.fake.plain_url()))
-            .env("IDENTITY_HEADER", "fake")
-            .env(INNER, rig.dir.path())
-            .env("HYOKFS_TEST_URL", rig.fake.url())
-            .env("HYOKFS_TEST_CREDENTIAL", credential)
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-        text
+        let name = "the_machines_own_identity_works_alone_and_across_tenants";
+        elsewhere(&rig, name, credential, &[("IDENTITY_ENDPOINT", &identity), ("IDENTITY_HEADER", "fake")])
     };
     assert!(ask("managed-identity").contains("RESULT live"));
     assert_eq!(rig.fake.world().count("token", 200), 0, "the identity alone needs no authority");
@@ -140,6 +131,42 @@ fn the_machines_own_identity_works_alone_and_across_tenants() {
     rig.fake.world().remove_principal();
     let text = ask("federated-managed-identity");
     assert!(text.contains("RESULT Misconfigured AADSTS700016"), "{text}");
+}
+
+/// Secret and proxy are taken from the environment, so this too is tried in a process of its own.
+#[test]
+fn a_proxy_is_taken_from_the_environment_for_the_authority() {
+    if std::env::var_os(INNER).is_some() {
+        return inner();
+    }
+    let rig = Rig::new(KeyKind::Rsa(2048));
+    let secret = rig.fake.world().secret.clone();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let proxy = format!("http://{closed}");
+    let ask = |bypass: &str| {
+        let variables = [("AZURE_CLIENT_SECRET", secret.as_str()), ("HTTPS_PROXY", &proxy), ("NO_PROXY", bypass)];
+        elsewhere(&rig, "a_proxy_is_taken_from_the_environment_for_the_authority", "client-secret", &variables)
+    };
+    let text = ask("example.org");
+    assert!(text.contains("RESULT Unreachable TokenUnreachable"), "{text}");
+    let text = ask("127.0.0.1");
+    assert!(text.contains("RESULT live"), "{text}");
+}
+
+/// Runs one test of this file again, in a process with these variables, and gives what it printed.
+fn elsewhere(rig: &Rig, test: &str, credential: &str, variables: &[(&str, &str)]) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("credentials::{test}"), "--nocapture"])
+        .envs(variables.iter().copied())
+        .env(INNER, rig.dir.path())
+        .env("HYOKFS_TEST_URL", rig.fake.url())
+        .env("HYOKFS_TEST_CREDENTIAL", credential)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("RESULT "), "{text}");
+    text
 }
 
 fn inner() {

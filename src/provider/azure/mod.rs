@@ -31,7 +31,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 use zeroize::Zeroizing;
 
-use super::{Context, KeyInfo, KeySettings, KeyUri, Provider, ProviderError, Verdict, Wrapped};
+use super::{ARENA_FULL, Context, KeyInfo, KeySettings, KeyUri, Provider, ProviderError, Verdict, Wrapped};
 use crate::crypto::Secret;
 use blob::{Algorithm, Blob, BlobError, KeyId, is_word};
 pub(super) use check::check;
@@ -359,7 +359,7 @@ impl AzureKey {
             ),
             BlobError::TooLong(_) => (Verdict::Misconfigured, "KeyNameTooLong", "then run init again"),
             BlobError::Crypto => (Verdict::Unreachable, "Crypto", "the key was not harmed"),
-            BlobError::Arena(_) => (Verdict::Unreachable, "ArenaFull", "the key was not harmed"),
+            BlobError::Arena(_) => (Verdict::Unreachable, ARENA_FULL, "the key was not harmed"),
         };
         ProviderError {
             verdict,
@@ -399,8 +399,12 @@ impl Provider for AzureKey {
     }
 
     async fn probe(&self, context: &Context<'_>, canary: &[u8]) -> Result<Option<String>, ProviderError> {
-        let (_, request_id) = self.unwrap_with(self.fresh_client()?, context, canary).await?;
-        Ok(request_id)
+        match self.unwrap_with(self.fresh_client()?, context, canary).await {
+            Ok((_, request_id)) => Ok(request_id),
+            // The service gave the key; that we had no room for it says nothing about the customer.
+            Err(error) if error.code == ARENA_FULL => Ok(error.request_id),
+            Err(error) => Err(error),
+        }
     }
 
     async fn describe(&self) -> Result<KeyInfo, ProviderError> {

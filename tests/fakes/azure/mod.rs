@@ -4,7 +4,7 @@
 //! private authority made at start. A second, plain port plays the machine's managed identity and takes the orders of
 //! the program (`POST /control`, see `control.rs`). Keys are real: RSA and AES through aws-lc-rs.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used)]
 
 mod control;
 mod directory;
