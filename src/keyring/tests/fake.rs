@@ -1,6 +1,6 @@
 //! A provider whose behaviour a test sets, on a runtime whose clock stands unless everybody waits.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -169,6 +169,7 @@ pub struct World {
     pub keyring: Arc<Keyring>,
     pub heard: Arc<Heard>,
     stop: Arc<tokio::sync::Notify>,
+    jump: Arc<AtomicBool>,
     driver: Option<std::thread::JoinHandle<()>>,
     pub runtime: tokio::runtime::Handle,
 }
@@ -178,7 +179,8 @@ pub fn options() -> KeyringOptions {
 }
 
 impl World {
-    /// A keyring on a runtime of one thread whose clock is paused: whenever all its tasks wait for time, it jumps.
+    /// A keyring on a runtime of one thread whose clock is paused: while tasks wait for time it runs a millisecond at a
+    /// time, and it jumps only in [`World::pass`], so that no test outruns a far-off timer.
     pub fn paused(remote: bool, options: KeyringOptions) -> Self {
         Self::new(remote, options, true)
     }
@@ -191,11 +193,23 @@ impl World {
     fn new(remote: bool, options: KeyringOptions, paused: bool) -> Self {
         let stop = Arc::new(tokio::sync::Notify::new());
         let stopped = Arc::clone(&stop);
+        let jump = Arc::new(AtomicBool::new(!paused));
+        let jumps = Arc::clone(&jump);
         let (give, take) = std::sync::mpsc::channel();
         let driver = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_time().start_paused(paused).build().unwrap();
             give.send(runtime.handle().clone()).unwrap();
+            runtime.spawn(async move {
+                loop {
+                    let step =
+                        if jumps.load(Ordering::SeqCst) { Duration::from_secs(1) } else { Duration::from_millis(1) };
+                    tokio::time::sleep(step).await;
+                    if paused && step < Duration::from_secs(1) {
+                        std::thread::sleep(Duration::from_micros(50));
+                    }
+                }
+            });
             runtime.block_on(stopped.notified());
         });
         let runtime = take.recv().unwrap();
@@ -208,7 +222,7 @@ impl World {
             options,
             Arc::clone(&heard) as Arc<dyn Observer>,
         );
-        World { fake, keyring, heard, stop, driver: Some(driver), runtime }
+        World { fake, keyring, heard, stop, jump, driver: Some(driver), runtime }
     }
 
     pub fn get(&self, file: &FileId) -> Result<Arc<Secret>, KeyError> {
@@ -218,8 +232,11 @@ impl World {
     /// Lets `time` pass on the runtime's clock.
     pub fn pass(&self, time: Duration) {
         let (give, take) = std::sync::mpsc::channel();
+        let jump = Arc::clone(&self.jump);
         self.runtime.spawn(async move {
+            let before = jump.swap(true, Ordering::SeqCst);
             tokio::time::sleep(time).await;
+            jump.store(before, Ordering::SeqCst);
             give.send(()).unwrap();
         });
         take.recv().unwrap();
