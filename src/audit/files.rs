@@ -8,9 +8,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
 
 use super::event::{Fields, Value};
 use super::line::{self, GENESIS, Record, hex};
@@ -19,6 +21,10 @@ use super::{AuditError, Config, SigningKey};
 
 /// A larger file than this is no log of ours: rotation keeps them far smaller.
 pub(crate) const LARGEST: u64 = 1 << 30;
+
+/// A process that was just started shares the descriptors of the one that started it until it runs its own program,
+/// and so holds on to the lock of a log that was closed meanwhile.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The name of the full file `number` of the log at `path`: `audit.jsonl` becomes `audit-00000001.jsonl`.
 pub fn rotated_name(path: &Path, number: u64) -> PathBuf {
@@ -107,6 +113,20 @@ fn last_good(bytes: &[u8]) -> Option<(Record, usize)> {
     }
 }
 
+/// Whether `last`, the last record in `bytes`, ends a run in order: a `close`, or the checkpoint after one.
+fn is_closed(bytes: &[u8], last: &Record) -> bool {
+    let closes = |record: Record| record.event == "close" && record.hash == last.prev;
+    let ends = bytes.rsplit(|&byte| byte == b'\n');
+    last.event == "close"
+        || last.event == "checkpoint" && ends.filter_map(|line| line::decode(line).ok()).take(2).any(closes)
+}
+
+/// `number` and `oldest_kept` of the head, if that is the first record.
+fn head_of(bytes: &[u8]) -> Option<(u64, u64)> {
+    let head = bytes.split(|&byte| byte == b'\n').find_map(|line| line::decode(line).ok())?;
+    Some((head.number("number").filter(|_| head.event == "head")?, head.number("oldest_kept")?))
+}
+
 /// A record that waits to be numbered, chained and written.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -137,6 +157,8 @@ pub(crate) struct Files {
     /// A write failed and what it left could not be cut off yet.
     ragged: bool,
     number: u64,
+    /// Number of the oldest file that rotation left, by the heads' own account. What someone else removed stays missing.
+    oldest: u64,
     chain: Chain,
     /// The current file has its numbered name already, but its successor could not take its place yet.
     renamed: bool,
@@ -186,9 +208,13 @@ impl Files {
             .custom_flags(no_follow)
             .open(&lock_path)
             .map_err(AuditError::io(&lock_path, "open the lock file"))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(AuditError::Busy(path)),
-            other => other.map_err(|errno| AuditError::io(&lock_path, "lock the lock file")(errno.into()))?,
+        let until = Instant::now() + LOCK_PATIENCE;
+        while let Err(errno) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            match errno {
+                Errno::WOULDBLOCK if Instant::now() < until => thread::sleep(Duration::from_millis(10)),
+                Errno::WOULDBLOCK => return Err(AuditError::Busy(path)),
+                errno => return Err(AuditError::io(&lock_path, "lock the lock file")(errno.into())),
+            }
         }
         // Left by a process that died while it began a new file; nothing but a head is in it.
         match fs::remove_file(beside(&path, ".new")) {
@@ -213,6 +239,7 @@ impl Files {
             len: 0,
             ragged: false,
             number: newest.unwrap_or(0) + 1,
+            oldest: 1,
             chain: Chain { seq: 0, hash: GENESIS },
             renamed: false,
             _lock: lock,
@@ -233,13 +260,10 @@ impl Files {
         let mut unclean = false;
         let half;
         if let Some((last, end)) = last_good(&bytes) {
-            let head = bytes.split(|&byte| byte == b'\n').find_map(|line| line::decode(line).ok());
-            self.number = head
-                .filter(|head| head.event == "head")
-                .and_then(|head| head.number("number"))
-                .ok_or_else(|| not_a_log("its first record is not a log's head"))?;
+            (self.number, self.oldest) =
+                head_of(&bytes).ok_or_else(|| not_a_log("its first record is not a log's head"))?;
             self.chain = Chain { seq: last.seq, hash: last.hash };
-            unclean = last.event != "close";
+            unclean = !is_closed(&bytes, &last);
             half = bytes.get(end + 1..).unwrap_or_default();
             if !half.is_empty() {
                 let mut fields = Fields::default();
@@ -255,10 +279,13 @@ impl Files {
             }
             if let Some(number) = newest {
                 let before = rotated_name(&self.path, number);
-                let (last, _) = last_good(&read_whole(&before)?)
-                    .ok_or(AuditError::NotALog { path: before, what: "no whole record is in it" })?;
+                let bytes = read_whole(&before)?;
+                let (Some((last, _)), Some((_, oldest))) = (last_good(&bytes), head_of(&bytes)) else {
+                    return Err(AuditError::NotALog { path: before, what: "its first record is not a log's head" });
+                };
+                self.oldest = oldest;
                 self.chain = Chain { seq: last.seq, hash: last.hash };
-                unclean = last.event != "close";
+                unclean = !is_closed(&bytes, &last);
             }
             half = &bytes;
             first.push(self.head(self.number, half));
@@ -282,8 +309,8 @@ impl Files {
     }
 
     /// The first number that is kept when file `number` is the current one.
-    fn oldest(&self, number: u64) -> u64 {
-        if self.keep == 0 { 1 } else { number.saturating_sub(self.keep).max(1) }
+    fn oldest_kept(&self, number: u64) -> u64 {
+        if self.keep == 0 { self.oldest } else { number.saturating_sub(self.keep).max(self.oldest) }
     }
 
     fn head(&self, number: u64, half: &[u8]) -> Entry {
@@ -291,7 +318,7 @@ impl Files {
         fields
             .put("format", Value::Number(1))
             .put("number", Value::Number(number))
-            .put("oldest_kept", Value::Number(self.oldest(number)));
+            .put("oldest_kept", Value::Number(self.oldest_kept(number)));
         self.put_public_key(&mut fields);
         torn(&mut fields, half);
         Entry { time: SystemTime::now(), event: "head", fields: fields.json(), signed: true }
@@ -377,8 +404,9 @@ impl Files {
         fs::rename(&new, &self.path).map_err(AuditError::io(&new, "rename the next file"))?;
         self.renamed = false;
         (self.file, self.len, self.number, self.chain) = (file, text.len() as u64, number, chain);
+        self.oldest = self.oldest_kept(number);
         sync_directory(&self.path)?;
-        for old in numbers(&self.path)?.into_iter().filter(|&old| old < self.oldest(number)) {
+        for old in numbers(&self.path)?.into_iter().filter(|&old| old < self.oldest) {
             let old = rotated_name(&self.path, old);
             fs::remove_file(&old).map_err(AuditError::io(&old, "remove the oldest file"))?;
         }

@@ -65,7 +65,7 @@ pub struct Report {
     pub torn: u64,
     /// Records that were dropped because the disk took nothing, by the log's own account.
     pub dropped: u64,
-    /// Whether the last record is a `close`.
+    /// Whether the last record is a `close`, apart from its checkpoint.
     pub closed: bool,
     /// What is wrong; at most 100 are kept.
     pub problems: Vec<Problem>,
@@ -110,9 +110,10 @@ struct Check<'a> {
     begun: bool,
     /// The event that still lacks its checkpoint, and its number.
     unsigned: Option<(String, u64)>,
-    /// Number of the current file and of the oldest that its head says was kept.
+    /// Numbers of the current file, of the first that was given, of the oldest that must be there.
     number: Option<u64>,
     first_number: Option<u64>,
+    oldest_kept: Option<u64>,
     found_hash: bool,
 }
 
@@ -183,7 +184,7 @@ impl Check<'_> {
         report.last_seq = record.seq;
         report.last_hash = record.hash;
         report.last_time.clone_from(&record.time);
-        report.closed = record.event == "close";
+        report.closed = record.event == "close" || (report.closed && record.event == "checkpoint");
         if record.event == "gap" {
             report.dropped = report.dropped.saturating_add(record.number("dropped").unwrap_or(0));
         }
@@ -244,11 +245,7 @@ impl Check<'_> {
             }
         }
         self.number = number.or(self.number);
-        if let (Some(first), Some(oldest)) = (self.first_number, record.number("oldest_kept"))
-            && first > oldest
-        {
-            self.problem(line, format!("files {oldest} to {} should be there and are missing", first - 1));
-        }
+        self.oldest_kept = record.number("oldest_kept");
     }
 
     fn signature(&mut self, line: usize, record: &Record) {
@@ -267,7 +264,7 @@ impl Check<'_> {
             self.unsigned = None;
         } else if let Some((event, seq)) = self.unsigned.take() {
             // A process that died between a record and its checkpoint; the new start is signed over both.
-            if !matches!(record.event.as_str(), "torn" | "open") || event == "close" {
+            if !matches!(record.event.as_str(), "torn" | "open") {
                 self.problem(line, format!("record {seq} ({event}) is not signed"));
             }
         }
@@ -279,6 +276,15 @@ impl Check<'_> {
     fn finish(&mut self, last: &Path, expect: &Expect) {
         self.file = last.to_owned();
         let end = self.report.last_seq;
+        if !self.begun {
+            self.problem(0, "no record was found");
+        }
+        // Earlier heads name files that rotation has taken since.
+        if let (Some(first), Some(oldest)) = (self.first_number, self.oldest_kept)
+            && first > oldest
+        {
+            self.problem(0, format!("files {oldest} to {} should be there and are missing", first - 1));
+        }
         if let Some((event, seq)) = self.unsigned.take() {
             self.problem(
                 0,
