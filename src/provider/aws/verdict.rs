@@ -196,8 +196,8 @@ fn answer(evidence: &Evidence, situation: &Situation<'_>) -> Finding {
         return found(
             Verdict::Unreachable,
             format!(
-                "{} throttles calls for {key} ({text}); lower --max-key-calls, choose granularity `directory`, or ask \
-                 AWS to raise the account's request quota",
+                "{} throttles calls for {key} ({text}); lower the rate limit of key calls, choose granularity \
+                 `directory` for new volumes, or ask AWS to raise the account's request quota",
                 service(evidence)
             ),
         );
