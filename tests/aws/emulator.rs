@@ -141,7 +141,7 @@ node_test! {
         assert_eq!((error.verdict, error.code.as_str()), (Verdict::Misconfigured, "InvalidCiphertextException"));
     }
 
-    async fn a_key_that_is_not_there_or_a_bad_signature_is_told_apart() {
+    async fn a_key_that_is_not_there_is_a_mistake_or_a_no() {
         let emulator = Emulator::start();
         let arn = format!("arn:aws:kms:eu-central-1:{VENDOR}:key/00000000-0000-4000-8000-000000000000");
         let provider = aws::connect(&arn, &emulator.settings()).await.unwrap();

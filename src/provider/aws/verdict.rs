@@ -137,13 +137,13 @@ fn service(evidence: &Evidence) -> &'static str {
     match evidence.source {
         Source::Kms => "KMS",
         Source::OwnRole | Source::CustomerRole => "STS",
-        Source::Credentials => "the node's credentials",
+        Source::Credentials => "the source of this node's credentials (STS, metadata service)",
     }
 }
 
 fn no_answer(kind: Kind, evidence: &Evidence, situation: &Situation<'_>) -> Finding {
     let (key, text, service) = (situation.key, &evidence.text, service(evidence));
-    if evidence.source == Source::Credentials || kind == Kind::NoCredentials {
+    if (evidence.source == Source::Credentials && kind != Kind::Timeout) || kind == Kind::NoCredentials {
         return (
             Verdict::Unreachable,
             "NoCredentials".to_owned(),
