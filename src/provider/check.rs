@@ -5,7 +5,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Context, KeySettings, KeyUri, Provider, ProviderError};
+use super::{Context, KeySettings, Provider, ProviderError};
 use crate::format::{FileId, VolumeId};
 
 /// One thing that was tried.
@@ -107,8 +107,8 @@ pub(super) fn no_randomness() -> ProviderError {
 /// # Errors
 /// Settings that can't be used, before anything is tried.
 #[cfg(feature = "aws")]
-pub async fn aws(uri: &KeyUri, settings: &KeySettings, subject: &Subject) -> Result<Report, ProviderError> {
-    let KeyUri::AwsKms { arn } = uri else {
+pub async fn aws(uri: &super::KeyUri, settings: &KeySettings, subject: &Subject) -> Result<Report, ProviderError> {
+    let super::KeyUri::AwsKms { arn } = uri else {
         return Err(ProviderError {
             verdict: super::Verdict::Misconfigured,
             code: "InvalidArn".to_owned(),

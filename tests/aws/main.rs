@@ -6,8 +6,10 @@
 mod fake;
 
 mod check;
+mod docs;
 mod emulator;
 mod node;
+mod printed;
 mod roles;
 mod round_trip;
 mod verdicts;

@@ -73,7 +73,7 @@ pub fn settings(fake: &FakeAws) -> KeySettings {
     KeySettings {
         endpoint: Some(fake.url()),
         sts_endpoint: Some(fake.url()),
-        call_deadline_ms: 2_000,
+        call_deadline_ms: 20_000,
         session_name: Some("hyokfs-node7-volume".to_owned()),
         ..KeySettings::default()
     }

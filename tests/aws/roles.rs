@@ -129,6 +129,42 @@ node_test! {
         assert!(error.message.contains("nothing is wrong at the customer's"), "{error}");
     }
 
+    async fn sts_that_hangs_is_named_and_the_session_serves_on() {
+        let (fake, _arn, provider) = through_role(|settings| settings.call_deadline_ms = 3_000).await;
+        let (_, canary) = provider.generate(&volume()).await.unwrap();
+        fake.world().fail(Some("AssumeRole"), None, What::Hang(Duration::from_secs(20)));
+        let error = provider.probe(&volume(), &canary.blob).await.unwrap_err();
+        assert_eq!((error.verdict, error.code.as_str()), (Verdict::Unreachable, "Timeout"));
+        assert!(error.message.contains("STS"), "{error}");
+        provider.unwrap(&volume(), &canary.blob).await.unwrap();
+    }
+
+    async fn a_renewal_ahead_of_time_that_hangs_holds_up_one_call_for_a_second() {
+        let (fake, _arn, provider) = through_role(|settings| settings.call_deadline_ms = 10_000).await;
+        // Under five minutes: time to renew; but good.
+        fake.world().session_seconds = Some(200);
+        let (_, canary) = provider.generate(&volume()).await.unwrap();
+        fake.world().fail(Some("AssumeRole"), None, What::Hang(Duration::from_secs(20)));
+        let began = std::time::Instant::now();
+        provider.unwrap(&volume(), &canary.blob).await.unwrap();
+        let first = began.elapsed();
+        assert!(first >= Duration::from_millis(900) && first < Duration::from_secs(9), "{first:?}");
+        let tried = fake.world().count("AssumeRole");
+        for _ in 0..5 {
+            provider.unwrap(&volume(), &canary.blob).await.unwrap();
+        }
+        assert_eq!(fake.world().count("AssumeRole"), tried, "the next renewal comes after a pause");
+        fake.world().faults.clear();
+        // Nearly over: now the renewal is waited for.
+        fake.world().session_seconds = Some(5);
+        provider.probe(&volume(), &canary.blob).await.unwrap();
+        let assumed = fake.world().count("AssumeRole");
+        fake.world().session_seconds = None;
+        provider.unwrap(&volume(), &canary.blob).await.unwrap();
+        provider.unwrap(&volume(), &canary.blob).await.unwrap();
+        assert_eq!(fake.world().count("AssumeRole"), assumed + 1);
+    }
+
     async fn sts_out_of_order_is_unreachable_and_the_session_serves_on() {
         let (fake, _arn, provider) = through_role(|_| {}).await;
         let (_, canary) = provider.generate(&volume()).await.unwrap();

@@ -176,7 +176,7 @@ node_test! {
         let error = provider.generate(&volume()).await.err().unwrap();
         assert_eq!((error.verdict, error.code.as_str()), (Verdict::Unreachable, "Timeout"));
         let took = began.elapsed();
-        assert!(took >= std::time::Duration::from_millis(350) && took < std::time::Duration::from_millis(1500), "{took:?}");
+        assert!(took >= std::time::Duration::from_millis(350) && took < std::time::Duration::from_secs(5), "{took:?}");
     }
 
     async fn grant_tokens_are_sent_and_dropped_when_kms_no_longer_knows_them() {

@@ -2,6 +2,9 @@
 //!
 //! One client per key, made once. A call costs one signature and one HTTP exchange; deadline, retries and credentials
 //! are handled here instead of in the SDK's layers, because here a refusal of STS keeps its code and a call its price.
+//!
+//! Plaintext keys go into a [`Secret`] at once and the SDK's buffer is wiped. The copies that the SDK makes inside (bodies
+//! of requests and answers, as base64) are out of reach here; the process's allocator wipes them when they are freed.
 
 mod check;
 mod evidence;
@@ -19,7 +22,7 @@ use async_trait::async_trait;
 use aws_config::{BehaviorVersion, Region};
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_kms::Client;
-use aws_sdk_kms::config::{IdentityCache, StalledStreamProtectionConfig};
+use aws_sdk_kms::config::StalledStreamProtectionConfig;
 use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::DataKeySpec;
@@ -123,7 +126,7 @@ impl AwsKms {
                 .region(Region::new(region.clone()))
                 .endpoint_resolver(http::PinnedEndpoint::default())
                 .credentials_provider(SharedCredentialsProvider::new(slot.clone()))
-                .identity_cache(IdentityCache::no_cache())
+                .identity_cache(slot.clone())
                 .retry_config(RetryConfig::disabled())
                 .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
             if settings.endpoint.is_some() {
@@ -163,9 +166,15 @@ impl AwsKms {
     }
 
     /// Makes one call within the deadline: again after what passes, with new credentials after "expired", without grant
-    /// tokens after "unknown grant token".
-    async fn call<T, F>(&self, operation: Operation, once: impl Fn() -> F) -> Result<T, ProviderError>
+    /// tokens after "unknown grant token". `credentials` may take the whole deadline, each `once` a part of it.
+    async fn call<T, C, F>(
+        &self,
+        operation: Operation,
+        credentials: impl Fn() -> C,
+        once: impl Fn() -> F,
+    ) -> Result<T, ProviderError>
     where
+        C: Future<Output = Result<(), Evidence>>,
         F: Future<Output = Result<T, Evidence>>,
     {
         let until = Instant::now() + self.deadline;
@@ -174,13 +183,13 @@ impl AwsKms {
         let mut renewed = false;
         loop {
             tries += 1;
-            let limit = one_try.min(until.saturating_duration_since(Instant::now()));
-            let mut evidence = match tokio::time::timeout(limit, once()).await {
-                Ok(Ok(given)) => return Ok(given),
-                Ok(Err(evidence)) => evidence,
-                Err(_) => {
-                    Evidence::new(Source::Kms, Kind::Timeout, format!("no answer within {} ms", limit.as_millis()))
-                }
+            let outcome = match within(until, Duration::MAX, Source::Credentials, credentials()).await {
+                Ok(()) => within(until, one_try, Source::Kms, once()).await,
+                Err(evidence) => Err(evidence),
+            };
+            let mut evidence = match outcome {
+                Ok(given) => return Ok(given),
+                Err(evidence) => evidence,
             };
             let pause = FIRST_PAUSE * tries + jitter();
             let time_left = Instant::now() + pause < until;
@@ -209,10 +218,7 @@ impl AwsKms {
 
     /// One try of `call` within the deadline: what check tries, it tries once.
     async fn limit<T>(&self, call: impl Future<Output = Result<T, Evidence>>) -> Result<T, Evidence> {
-        let limit = self.deadline;
-        tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
-            Err(Evidence::new(Source::Kms, Kind::Timeout, format!("no answer within {} ms", limit.as_millis())))
-        })
+        within(Instant::now() + self.deadline, Duration::MAX, Source::Kms, call).await
     }
 
     /// Like [`AwsKms::limit`], with a good session for the shared client.
@@ -288,6 +294,19 @@ impl AwsKms {
     }
 }
 
+/// What `call` gives, until `until` and for `longest` at most.
+async fn within<T>(
+    until: Instant,
+    longest: Duration,
+    source: Source,
+    call: impl Future<Output = Result<T, Evidence>>,
+) -> Result<T, Evidence> {
+    let limit = longest.min(until.saturating_duration_since(Instant::now()));
+    tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
+        Err(Evidence::new(source, Kind::Timeout, format!("no answer within {} ms", limit.as_millis())))
+    })
+}
+
 /// Up to 31 ms, so that many callers don't try again in step.
 fn jitter() -> Duration {
     let mut byte = [0; 1];
@@ -308,18 +327,21 @@ impl Provider for AwsKms {
 
     async fn generate(&self, context: &Context<'_>) -> Result<(Secret, Wrapped), ProviderError> {
         let answer = self
-            .call(Operation::GenerateDataKey, || async {
-                self.sessions.ensure().await?;
-                self.client
-                    .generate_data_key()
-                    .key_id(&self.arn)
-                    .key_spec(DataKeySpec::Aes256)
-                    .set_encryption_context(Some(encryption_context(context)))
-                    .set_grant_tokens(self.tokens())
-                    .send()
-                    .await
-                    .map_err(|error| Evidence::of(Source::Kms, &error))
-            })
+            .call(
+                Operation::GenerateDataKey,
+                || self.sessions.ensure(),
+                || async {
+                    self.client
+                        .generate_data_key()
+                        .key_id(&self.arn)
+                        .key_spec(DataKeySpec::Aes256)
+                        .set_encryption_context(Some(encryption_context(context)))
+                        .set_grant_tokens(self.tokens())
+                        .send()
+                        .await
+                        .map_err(|error| Evidence::of(Source::Kms, &error))
+                },
+            )
             .await?;
         let request_id = answer.request_id().map(str::to_owned);
         let secret = self.secret(answer.plaintext)?;
@@ -331,18 +353,21 @@ impl Provider for AwsKms {
 
     async fn wrap(&self, context: &Context<'_>, key: &Secret) -> Result<Wrapped, ProviderError> {
         let answer = self
-            .call(Operation::Encrypt, || async {
-                self.sessions.ensure().await?;
-                self.client
-                    .encrypt()
-                    .key_id(&self.arn)
-                    .plaintext(Blob::new(&key.expose()[..]))
-                    .set_encryption_context(Some(encryption_context(context)))
-                    .set_grant_tokens(self.tokens())
-                    .send()
-                    .await
-                    .map_err(|error| Evidence::of(Source::Kms, &error))
-            })
+            .call(
+                Operation::Encrypt,
+                || self.sessions.ensure(),
+                || async {
+                    self.client
+                        .encrypt()
+                        .key_id(&self.arn)
+                        .plaintext(Blob::new(&key.expose()[..]))
+                        .set_encryption_context(Some(encryption_context(context)))
+                        .set_grant_tokens(self.tokens())
+                        .send()
+                        .await
+                        .map_err(|error| Evidence::of(Source::Kms, &error))
+                },
+            )
             .await?;
         let request_id = answer.request_id().map(str::to_owned);
         self.check_key(answer.key_id.as_deref())?;
@@ -353,10 +378,7 @@ impl Provider for AwsKms {
 
     async fn unwrap(&self, context: &Context<'_>, blob: &[u8]) -> Result<(Secret, Option<String>), ProviderError> {
         let (plaintext, key, request_id) = self
-            .call(Operation::Decrypt, || async {
-                self.sessions.ensure().await?;
-                self.decrypt(&self.client, context, blob).await
-            })
+            .call(Operation::Decrypt, || self.sessions.ensure(), || self.decrypt(&self.client, context, blob))
             .await?;
         let secret = self.secret(plaintext)?;
         self.check_key(key.as_deref())?;
@@ -366,18 +388,15 @@ impl Provider for AwsKms {
 
     async fn probe(&self, context: &Context<'_>, canary: &[u8]) -> Result<Option<String>, ProviderError> {
         let probe = self.probe.lock().await;
-        let (plaintext, key, request_id) = self
-            .call(Operation::Decrypt, || async {
-                let credentials = self.sessions.fresh().await?;
-                probe.slot.put(Some(credentials.clone()));
-                let answer = self.decrypt(&probe.client, context, canary).await;
-                probe.slot.put(None);
-                let answer = answer?;
-                // The session just proved good: ordinary calls go on with it.
-                self.sessions.shared.put(Some(credentials));
-                Ok(answer)
-            })
-            .await?;
+        let assume = || async {
+            probe.slot.put(Some(self.sessions.fresh().await?));
+            Ok(())
+        };
+        let outcome = self.call(Operation::Decrypt, assume, || self.decrypt(&probe.client, context, canary)).await;
+        let session = probe.slot.take();
+        let (plaintext, key, request_id) = outcome?;
+        // The session just proved good: ordinary calls go on with it.
+        self.sessions.shared.put(session);
         drop(self.secret(plaintext)?);
         self.check_key(key.as_deref())?;
         self.worked();
@@ -386,16 +405,19 @@ impl Provider for AwsKms {
 
     async fn describe(&self) -> Result<KeyInfo, ProviderError> {
         let answer = self
-            .call(Operation::DescribeKey, || async {
-                self.sessions.ensure().await?;
-                self.client
-                    .describe_key()
-                    .key_id(&self.arn)
-                    .set_grant_tokens(self.tokens())
-                    .send()
-                    .await
-                    .map_err(|error| Evidence::of(Source::Kms, &error))
-            })
+            .call(
+                Operation::DescribeKey,
+                || self.sessions.ensure(),
+                || async {
+                    self.client
+                        .describe_key()
+                        .key_id(&self.arn)
+                        .set_grant_tokens(self.tokens())
+                        .send()
+                        .await
+                        .map_err(|error| Evidence::of(Source::Kms, &error))
+                },
+            )
             .await?;
         let Some(key) = answer.key_metadata else {
             return Err(misconfigured("UnreadableAnswer", format!("DescribeKey told nothing about {}", self.arn)));

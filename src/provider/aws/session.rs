@@ -12,8 +12,9 @@ use aws_config::SdkConfig;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{self, ProvideCredentials, SharedCredentialsProvider, future};
-use aws_sdk_kms::config::{Region, StalledStreamProtectionConfig};
+use aws_sdk_kms::config::{ConfigBag, Region, ResolveCachedIdentity, RuntimeComponents, StalledStreamProtectionConfig};
 use aws_sdk_sts::config::Builder as StsBuilder;
+use aws_smithy_runtime_api::client::identity::{Identity, IdentityFuture, ResolveIdentity, SharedIdentityResolver};
 use aws_smithy_types::retry::RetryConfig;
 
 use super::super::KeySettings;
@@ -28,6 +29,8 @@ const RENEW_BEFORE: Duration = Duration::from_secs(300);
 const UNSAFE_BEFORE: Duration = Duration::from_secs(20);
 /// Pause after a renewal that failed while the old session is still good.
 const RENEW_PAUSE: Duration = Duration::from_secs(15);
+/// A renewal ahead of time may hold up a call no longer than this.
+const RENEW_PATIENCE: Duration = Duration::from_secs(1);
 /// Longest session name that STS takes.
 const SESSION_NAME_MAX: usize = 64;
 
@@ -47,21 +50,33 @@ fn clean(text: &str) -> String {
 /// One place for credentials; the KMS client reads it at every call without waiting.
 #[derive(Clone, Default)]
 pub(super) struct Slot {
-    held: Arc<Mutex<Option<Credentials>>>,
+    held: Arc<Mutex<Option<Held>>>,
+}
+
+struct Held {
+    credentials: Credentials,
+    /// The same, as the SDK wants it; made once instead of at every call.
+    identity: Identity,
 }
 
 impl Slot {
-    fn lock(&self) -> MutexGuard<'_, Option<Credentials>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn put(&self, credentials: Option<Credentials>) {
-        *self.lock() = credentials;
+        *self.lock() = credentials.map(|credentials| Held { identity: credentials.clone().into(), credentials });
+    }
+
+    pub(super) fn take(&self) -> Option<Credentials> {
+        self.lock().take().map(|held| held.credentials)
     }
 
     /// What is held and still good for `margin`.
     fn good_for(&self, margin: Duration) -> Option<Credentials> {
-        self.lock().as_ref().filter(|held| outlasts(held, margin)).cloned()
+        let held = self.lock();
+        let credentials = held.as_ref().map(|held| &held.credentials)?;
+        outlasts(credentials, margin).then(|| credentials.clone())
     }
 }
 
@@ -76,7 +91,24 @@ impl ProvideCredentials for Slot {
     where
         Self: 'a,
     {
-        future::ProvideCredentials::ready(self.lock().clone().map_or_else(no_session, Ok))
+        let held = self.lock().as_ref().map(|held| held.credentials.clone());
+        future::ProvideCredentials::ready(held.map_or_else(no_session, Ok))
+    }
+}
+
+/// The slot is the SDK's identity cache as well: what is put here is used by the next call, and nothing older.
+impl ResolveCachedIdentity for Slot {
+    fn resolve_cached_identity<'a>(
+        &'a self,
+        resolver: SharedIdentityResolver,
+        runtime_components: &'a RuntimeComponents,
+        config_bag: &'a ConfigBag,
+    ) -> IdentityFuture<'a> {
+        match self.lock().as_ref() {
+            Some(held) => IdentityFuture::ready(Ok(held.identity.clone())),
+            // Empty: the resolver (this slot again) says so in its own words.
+            None => IdentityFuture::new(async move { resolver.resolve_identity(runtime_components, config_bag).await }),
+        }
     }
 }
 
@@ -154,7 +186,13 @@ impl Sessions {
         if still_good && pause_until.is_some_and(|until| Instant::now() < until) {
             return Ok(());
         }
-        match self.obtain(false).await {
+        let obtained = if still_good {
+            let patience = tokio::time::timeout(RENEW_PATIENCE, self.obtain(false)).await;
+            patience.unwrap_or_else(|_| Err(Evidence::new(Source::Credentials, Kind::Timeout, "renewal")))
+        } else {
+            self.obtain(false).await
+        };
+        match obtained {
             Ok(credentials) => {
                 *pause_until = None;
                 self.shared.put(Some(credentials));

@@ -137,13 +137,13 @@ fn service(evidence: &Evidence) -> &'static str {
     match evidence.source {
         Source::Kms => "KMS",
         Source::OwnRole | Source::CustomerRole => "STS",
-        Source::Credentials => "the node's credentials",
+        Source::Credentials => "the source of this node's credentials (STS, metadata service)",
     }
 }
 
 fn no_answer(kind: Kind, evidence: &Evidence, situation: &Situation<'_>) -> Finding {
     let (key, text, service) = (situation.key, &evidence.text, service(evidence));
-    if evidence.source == Source::Credentials || kind == Kind::NoCredentials {
+    if (evidence.source == Source::Credentials && kind != Kind::Timeout) || kind == Kind::NoCredentials {
         return (
             Verdict::Unreachable,
             "NoCredentials".to_owned(),
@@ -196,8 +196,8 @@ fn answer(evidence: &Evidence, situation: &Situation<'_>) -> Finding {
         return found(
             Verdict::Unreachable,
             format!(
-                "{} throttles calls for {key} ({text}); lower --max-key-calls, choose granularity `directory`, or ask \
-                 AWS to raise the account's request quota",
+                "{} throttles calls for {key} ({text}); lower the rate limit of key calls, choose granularity \
+                 `directory` for new volumes, or ask AWS to raise the account's request quota",
                 service(evidence)
             ),
         );

@@ -5,7 +5,7 @@ use serde_json::Value;
 /// A string literal.
 pub(super) fn string(text: &str) -> String {
     let quoted = Value::String(text.to_owned()).to_string();
-    quoted.replace("${", "$${").replace("%{", "%%{")
+    quoted.replace("${", "\\u0024{").replace("%{", "\\u0025{")
 }
 
 /// `value` as an expression whose lines after the first begin with `indent` spaces.
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn what_means_something_in_hcl_is_escaped() {
-        assert_eq!(string("a${b}%{c}\"\\\n"), "\"a$${b}%%{c}\\\"\\\\\\n\"");
+        assert_eq!(string("a${b}%{c}\"\\\n"), "\"a\\u0024{b}\\u0025{c}\\\"\\\\\\n\"");
         let value = serde_json::json!({"a": ["x", "y"], "b": [{"c": true}], "d": {}});
         let want = "{\n  \"a\" = [\"x\", \"y\"]\n  \"b\" = [\n    {\n      \"c\" = true\n    },\n  ]\n  \"d\" = {}\n}";
         assert_eq!(expression(&value, 0), want);

@@ -98,7 +98,7 @@ fn assume(world: &mut World, request: &Request, form: &BTreeMap<String, String>,
     let number = world.next();
     let access_key = format!("ASIAFAKE{number:012}");
     let token = format!("token-{number}");
-    let end = SystemTime::now() + Duration::from_secs(seconds);
+    let end = SystemTime::now() + Duration::from_secs(world.session_seconds.unwrap_or(seconds));
     let text = format!(
         "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><AssumedRoleUser>\
          <AssumedRoleId>AROAFAKE:{name}</AssumedRoleId><Arn>{arn}/{name}</Arn></AssumedRoleUser><Credentials>\

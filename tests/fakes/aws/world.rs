@@ -110,6 +110,8 @@ pub struct World {
     pub log: Vec<Logged>,
     /// Grant tokens that KMS knows.
     pub grant_tokens: Vec<String>,
+    /// Sessions of this length, seconds, whatever was asked for.
+    pub session_seconds: Option<u64>,
     counter: u64,
 }
 
