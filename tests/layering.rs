@@ -3,6 +3,8 @@
 //!
 //! Test code (files named `tests.rs`, folders named `tests`, and what follows `#[cfg(test)]` `mod … {`) is free.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

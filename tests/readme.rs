@@ -1,6 +1,8 @@
 //! The README can't drift: what it says to type is checked against the program, and the blocks marked
 //! ```` ```sh run ```` are executed, in order, as one script.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -72,7 +74,7 @@ fn help(words: &[&str]) -> Option<String> {
 /// The options that a help text names: `--poll-interval`, `-o`.
 fn options(help: &str) -> BTreeSet<String> {
     help.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_'))
-        .filter(|word| word.starts_with('-') && word.trim_matches('-') != "")
+        .filter(|word| word.starts_with('-') && !word.trim_matches('-').is_empty())
         .map(str::to_owned)
         .collect()
 }

@@ -197,7 +197,11 @@ impl World {
         let mut command = self.hyokfs(args);
         let output = self.output(&mut command);
         let said = both(&output);
-        assert!(output.status.code().is_some_and(|code| code != 0), "{command:?} ended with {}:\n{said}", output.status);
+        assert!(
+            output.status.code().is_some_and(|code| code != 0),
+            "{command:?} ended with {}:\n{said}",
+            output.status
+        );
         assert!(output.status.code() != Some(101) && !said.contains("panicked at"), "{command:?} panicked:\n{said}");
         assert!(!String::from_utf8_lossy(&output.stderr).trim().is_empty(), "{command:?} failed without a word");
         said

@@ -92,8 +92,7 @@ fn writing_takes_suid_away() {
         let status = store.world.command("setpriv").args(arguments).arg(path).status().unwrap();
         assert!(status.success(), "{script}");
     };
-    for (name, script) in
-        [("write", "echo x >> \"$1\""), ("truncate", "truncate -s 1 \"$1\""), ("open", ": > \"$1\"")]
+    for (name, script) in [("write", "echo x >> \"$1\""), ("truncate", "truncate -s 1 \"$1\""), ("open", ": > \"$1\"")]
     {
         let path = mount.at(name);
         fs::write(&path, b"program").unwrap();
@@ -116,7 +115,8 @@ fn writing_takes_suid_away() {
 fn times_are_kept_to_the_nanosecond() {
     let store = Store::new();
     let mount = store.mount();
-    let cases: [(&str, (i64, u32), (i64, u32)); 5] = [
+    type Stamp = (i64, u32);
+    let cases: [(&str, Stamp, Stamp); 5] = [
         ("plain", (1_500_000_000, 123_456_789), (1_600_000_000, 987_654_321)),
         ("old", (1, 1), (0, 0)),
         ("before-1970", (-1_000, 500_000_000), (-2, 999_999_999)),
@@ -147,7 +147,12 @@ fn the_time_of_a_write_survives_unmounting() {
     let path = mount.at("f");
     fs::write(&path, b"one").unwrap();
     set_times(&path, (1_000, 0), (1_000, 0));
-    OpenOptions::new().append(true).open(&path).map(|mut f| std::io::Write::write_all(&mut f, b"two")).unwrap().unwrap();
+    OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .map(|mut f| std::io::Write::write_all(&mut f, b"two"))
+        .unwrap()
+        .unwrap();
     let written = fs::metadata(&path).unwrap();
     assert!(written.mtime() > 1_000_000_000, "a write moves mtime");
     let mount = mount.remount();
