@@ -22,11 +22,11 @@ pub enum EnvelopeError {
         "a sealed value does not authenticate: it was altered or belongs elsewhere; restore the file from a backup"
     )]
     Forged,
-    /// The volume was locked meanwhile and its keys are wiped: nothing was sealed or opened under 32 zero bytes.
-    #[error("the volume is locked; unlock it and try again")]
-    Wiped,
-    /// The system gave no random numbers, or the library refused a length.
-    #[error("sealing failed inside the cryptographic library")]
+    /// The key was wiped meanwhile ([`EnvelopeKey::is_wiped`]: nothing is ever sealed or opened under 32 zero bytes), the
+    /// system gave no random numbers, or the library refused a length.
+    #[error(
+        "sealing or opening failed: the volume was locked meanwhile, or there are no random numbers; unlock it and try again"
+    )]
     Library,
     /// No locked memory is left for what was in it.
     #[error(transparent)]
@@ -42,10 +42,20 @@ impl EnvelopeKey {
         EnvelopeKey(key)
     }
 
+    /// Zeroes the key for every owner: from then on nothing opens and nothing is sealed ([`EnvelopeError::Library`]).
+    pub fn wipe(&self) {
+        self.0.wipe();
+    }
+
+    /// Whether the key has been wiped.
+    pub fn is_wiped(&self) -> bool {
+        self.0.is_wiped()
+    }
+
     fn cipher(&self) -> Result<XChaCha20Poly1305, EnvelopeError> {
         let cipher = XChaCha20Poly1305::new(self.0.expose().into());
         // Looked at afterwards: a wipe may come while the key is being copied.
-        if self.0.is_wiped() { Err(EnvelopeError::Wiped) } else { Ok(cipher) }
+        if self.0.is_wiped() { Err(EnvelopeError::Library) } else { Ok(cipher) }
     }
 
     /// Seals `plain`, bound to `aad`.
@@ -133,10 +143,11 @@ mod tests {
     fn a_wiped_key_seals_and_opens_nothing() {
         let wiped = key(1);
         let sealed = wiped.seal(b"", &[9; 32]).unwrap();
-        wiped.0.wipe();
-        assert!(matches!(wiped.seal(b"", b"text"), Err(EnvelopeError::Wiped)));
-        assert!(matches!(wiped.open(b"", &sealed), Err(EnvelopeError::Wiped)));
-        assert!(matches!(wiped.open_secret(b"", &sealed), Err(EnvelopeError::Wiped)));
+        wiped.wipe();
+        assert!(wiped.is_wiped());
+        assert!(matches!(wiped.seal(b"", b"text"), Err(EnvelopeError::Library)));
+        assert!(matches!(wiped.open(b"", &sealed), Err(EnvelopeError::Library)));
+        assert!(matches!(wiped.open_secret(b"", &sealed), Err(EnvelopeError::Library)));
     }
 
     /// Computed with Python's `cryptography`, not by this program: the layout must never change.

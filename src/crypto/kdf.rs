@@ -22,11 +22,9 @@ pub enum DeriveError {
     /// No locked memory is left.
     #[error(transparent)]
     Arena(#[from] ArenaFull),
-    /// The key was wiped meanwhile: what was derived came from zeros and was thrown away.
-    #[error("the volume is locked; unlock it and try again")]
-    Wiped,
-    /// The library refused, which it does for lengths that are never asked for.
-    #[error("deriving a key failed inside the cryptographic library")]
+    /// The key was wiped meanwhile, so that what was derived came from zeros and was thrown away; or the library refused,
+    /// which it does for lengths that are never asked for.
+    #[error("deriving a key failed: the volume was locked meanwhile; unlock it and try again")]
     Library,
 }
 
@@ -95,7 +93,7 @@ impl VolumeKeys {
     pub fn derive(secret: &Secret, volume: &[u8; 16]) -> Result<Self, DeriveError> {
         let keys = Self::all(secret, volume);
         scrub_stack();
-        if secret.is_wiped() { Err(DeriveError::Wiped) } else { keys }
+        if secret.is_wiped() { Err(DeriveError::Library) } else { keys }
     }
 
     #[inline(never)]
@@ -131,7 +129,7 @@ pub fn commitment(file_key: &Secret, file: &[u8; 16]) -> Result<[u8; 32], Derive
     let mut out = [0; 32];
     hkdf(file, file_key.expose(), &[b"hyokfs/1 commitment"], &mut out)?;
     // A header with a commitment to zeros would make its file unreadable for ever.
-    if file_key.is_wiped() { Err(DeriveError::Wiped) } else { Ok(out) }
+    if file_key.is_wiped() { Err(DeriveError::Library) } else { Ok(out) }
 }
 
 #[cfg(test)]
@@ -165,8 +163,8 @@ mod tests {
     fn nothing_is_derived_from_a_wiped_secret() {
         let secret = Secret::from_fn(|bytes| bytes.fill(1)).unwrap();
         secret.wipe();
-        assert!(matches!(VolumeKeys::derive(&secret, &[1; 16]), Err(DeriveError::Wiped)));
-        assert!(matches!(commitment(&secret, &[1; 16]), Err(DeriveError::Wiped)));
+        assert!(matches!(VolumeKeys::derive(&secret, &[1; 16]), Err(DeriveError::Library)));
+        assert!(matches!(commitment(&secret, &[1; 16]), Err(DeriveError::Library)));
     }
 
     /// Computed with Python's `cryptography` from `docs/format.md`: labels, salt and order must never change.

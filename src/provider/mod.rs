@@ -2,7 +2,6 @@
 
 pub mod connect;
 pub mod observed;
-pub mod seal;
 pub mod settings;
 pub mod uri;
 

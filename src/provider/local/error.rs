@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::super::{ProviderError, Verdict};
+use crate::crypto::envelope::EnvelopeError;
 use crate::crypto::secret::{ArenaFull, SecretError};
 
 /// Why the embedded keystore gave no key, or was not edited.
@@ -116,6 +117,15 @@ impl From<SecretError> for KeystoreError {
 }
 
 impl KeystoreError {
+    /// An envelope's error; `forged` says what it means in this place.
+    pub(super) fn sealing(error: EnvelopeError, forged: impl FnOnce() -> KeystoreError) -> KeystoreError {
+        match error {
+            EnvelopeError::Forged => forged(),
+            EnvelopeError::Arena(full) => KeystoreError::Full(full),
+            EnvelopeError::Library => KeystoreError::NoRandom(SecretError::NoRandom),
+        }
+    }
+
     /// The code that stands in logs.
     pub fn code(&self) -> &'static str {
         match self {

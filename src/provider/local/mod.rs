@@ -20,9 +20,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
-use super::seal::{self, SEALED};
 use super::{Context, KeyInfo, KeySettings, KeyUri, Provider, ProviderError, Wrapped};
 use crate::crypto::Secret;
+use crate::crypto::envelope::{EnvelopeKey, OVERHEAD};
 use crate::format::FileId;
 use document::{Document, KeyState, Protection, damaged, decode};
 use store::Stamp;
@@ -36,6 +36,7 @@ pub use unlock::PASSPHRASE;
 pub const DEFAULT_KEY: &str = "default";
 const BLOB_VERSION: u8 = 1;
 const TAG: usize = 16;
+const SEALED: usize = 32 + OVERHEAD;
 
 /// Where the keystore is: `path`, else `$XDG_DATA_HOME/hyokfs/keys`, else `~/.local/share/hyokfs/keys`, and without a
 /// home (a service) `/var/lib/hyokfs/keys`.
@@ -81,13 +82,13 @@ pub struct LocalKey {
 struct Cached {
     key: Option<Arc<Ready>>,
     /// A passphrase is slow on purpose; its outcome is kept until the salt changes.
-    derived: Option<(Protection, Arc<Secret>)>,
+    derived: Option<(Protection, Arc<EnvelopeKey>)>,
 }
 
 struct Ready {
     stamps: [Option<Stamp>; 2],
     tag: [u8; TAG],
-    key: Secret,
+    key: EnvelopeKey,
 }
 
 impl LocalKey {
@@ -127,16 +128,16 @@ impl LocalKey {
         let sealed = entry.sealed.as_deref().ok_or_else(|| damaged(path, "an enabled key without its bytes"))?;
         let sealed = decode(sealed, "a sealed key", path)?;
         let secret = self.secret(&mut state, &document)?;
-        let key = seal::open(&secret, &store::place_of(&self.name, &id), &sealed).map_err(|error| match error {
-            seal::OpenError::Full(full) => KeystoreError::Full(full),
-            seal::OpenError::Refused => damaged(path, format!("the key `{}` was altered", self.name)),
+        let key = secret.open_secret(&store::place_of(&self.name, &id), &sealed).map_err(|error| {
+            KeystoreError::sealing(error, || damaged(path, format!("the key `{}` was altered", self.name)))
         })?;
+        let key = EnvelopeKey::new(key);
         let ready = Arc::new(Ready { stamps: [Some(stamp), stamps[1]], tag: tag(&self.name, &id), key });
         state.key = Some(Arc::clone(&ready));
         Ok(ready)
     }
 
-    fn secret(&self, state: &mut Cached, document: &Document) -> Result<Arc<Secret>, KeystoreError> {
+    fn secret(&self, state: &mut Cached, document: &Document) -> Result<Arc<EnvelopeKey>, KeystoreError> {
         if let Some((protection, secret)) = &state.derived
             && *protection == document.protection
         {
@@ -166,7 +167,9 @@ impl LocalKey {
         let mut blob = Vec::with_capacity(1 + TAG + SEALED);
         blob.push(BLOB_VERSION);
         blob.extend_from_slice(&ready.tag);
-        blob.extend_from_slice(&seal::seal(&ready.key, &bound(context, &ready.tag), key)?);
+        let sealed = ready.key.seal(&bound(context, &ready.tag), key.expose());
+        let library = || KeystoreError::WrongBlob("sealing failed");
+        blob.extend_from_slice(&sealed.map_err(|error| KeystoreError::sealing(error, library))?);
         Ok(Wrapped { blob, request_id: None })
     }
 
@@ -183,10 +186,10 @@ impl LocalKey {
         if tag != ready.tag {
             return Err(KeystoreError::WrongBlob("another key wrapped it"));
         }
-        seal::open(&ready.key, &bound(context, &ready.tag), sealed).map_err(|error| match error {
-            seal::OpenError::Full(full) => KeystoreError::Full(full),
-            seal::OpenError::Refused => KeystoreError::WrongBlob("the seal does not fit"),
-        })
+        ready
+            .key
+            .open_secret(&bound(context, &ready.tag), sealed)
+            .map_err(|error| KeystoreError::sealing(error, || KeystoreError::WrongBlob("the seal does not fit")))
     }
 }
 

@@ -14,9 +14,10 @@ use serde::Serialize;
 use super::document::{Document, Entry, KeyState, MAX_BYTES, Protection, check_name, damaged, decode, encode};
 use super::error::KeystoreError;
 use super::unlock;
+use crate::crypto::envelope::EnvelopeKey;
 use crate::crypto::secret::{Secret, SecretError};
 use crate::format::FileId;
-use crate::provider::{KeySettings, seal};
+use crate::provider::KeySettings;
 
 /// How long an edit waits for another one.
 const EDIT_WAIT: Duration = Duration::from_secs(5);
@@ -107,7 +108,9 @@ impl Keystore {
             return Err(KeystoreError::Exists { path: self.path.clone(), name: name.to_owned() });
         }
         let id = FileId::random().map_err(|_| KeystoreError::NoRandom(SecretError::NoRandom))?;
-        let sealed = seal::seal(&secret, &place_of(name, &id), &Secret::random()?)?;
+        let sealed = secret
+            .seal(&place_of(name, &id), Secret::random()?.expose())
+            .map_err(|error| KeystoreError::sealing(error, || damaged(&self.path, "a seal")))?;
         let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let entry = Entry {
             name: name.to_owned(),
@@ -177,7 +180,7 @@ impl Keystore {
     }
 
     /// A new keystore without keys, not written yet.
-    fn found(&self, protect: Protect) -> Result<(Document, Secret), KeystoreError> {
+    fn found(&self, protect: Protect) -> Result<(Document, EnvelopeKey), KeystoreError> {
         let file = self.secret_file.as_deref();
         let (protection, secret) = match protect {
             Protect::SecretFile => (Protection::SecretFile, unlock::make_secret(&self.path, file)?),
@@ -187,12 +190,14 @@ impl Keystore {
                 (protection, secret)
             }
         };
+        let secret = EnvelopeKey::new(secret);
         Ok((Document::new(protection, &unlock::check(&secret)?), secret))
     }
 
     /// The keystore's secret, checked.
-    pub(super) fn secret(&self, document: &Document) -> Result<Secret, KeystoreError> {
+    pub(super) fn secret(&self, document: &Document) -> Result<EnvelopeKey, KeystoreError> {
         let secret = unlock::secret(&document.protection, &self.path, self.secret_file.as_deref())?;
+        let secret = EnvelopeKey::new(secret);
         unlock::fits(&secret, &decode(&document.check, "the check", &self.path)?, &self.path)?;
         Ok(secret)
     }

@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 use super::document::{Protection, damaged, decode, encode};
 use super::error::KeystoreError;
 use super::store::sync_folder;
+use crate::crypto::envelope::EnvelopeKey;
 use crate::crypto::secret::{Secret, SecretError};
-use crate::provider::seal;
 
 /// The variable that holds the passphrase.
 pub const PASSPHRASE: &str = "HYOKFS_PASSPHRASE";
@@ -43,16 +43,15 @@ pub(super) fn with_passphrase() -> Result<Protection, KeystoreError> {
 }
 
 /// The seal by which a wrong secret is told.
-pub(super) fn check(secret: &Secret) -> Result<[u8; seal::SEALED], KeystoreError> {
-    Ok(seal::seal(secret, CHECK, &Secret::from_fn(|_| ())?)?)
+pub(super) fn check(secret: &EnvelopeKey) -> Result<Vec<u8>, KeystoreError> {
+    secret.seal(CHECK, &[0; 32]).map_err(|error| KeystoreError::sealing(error, || damaged(Path::new(""), "a seal")))
 }
 
 /// Whether `secret` is the one that made `sealed`.
-pub(super) fn fits(secret: &Secret, sealed: &[u8], path: &Path) -> Result<(), KeystoreError> {
-    match seal::open(secret, CHECK, sealed) {
+pub(super) fn fits(secret: &EnvelopeKey, sealed: &[u8], path: &Path) -> Result<(), KeystoreError> {
+    match secret.open(CHECK, sealed) {
         Ok(_) => Ok(()),
-        Err(seal::OpenError::Full(full)) => Err(full.into()),
-        Err(seal::OpenError::Refused) => Err(KeystoreError::WrongSecret(path.to_owned())),
+        Err(error) => Err(KeystoreError::sealing(error, || KeystoreError::WrongSecret(path.to_owned()))),
     }
 }
 
