@@ -2,7 +2,7 @@
 
 /// Wipes every byte that is given back, so that no plaintext or key outlives its owner.
 #[global_allocator]
-static ALLOCATOR: hyokfs::sys::alloc::Wiping = hyokfs::sys::alloc::Wiping;
+static ALLOCATOR: hyokfs::sys::alloc::ZeroOnFree = hyokfs::sys::alloc::ZeroOnFree;
 
 fn main() -> std::process::ExitCode {
     hyokfs::cli::main()

@@ -137,7 +137,7 @@ impl Mounter {
         let fs_options = FsOptions { remote: provider.is_remote(), ..FsOptions::default() };
         let keyring = Keyring::new(provider, self.runtime.clone(), id, options, self.watch.clone());
         if let (Some(group), Some(group_id)) = (group, group_id) {
-            keyring.set_group(group_id, group);
+            keyring.set_group(group_id, group)?;
         }
         let fs = Fs::mount(self.store.clone(), volume, keyring.clone(), fs_options)?;
         let device = Device::mount(&self.mountpoint, &self.kernel)?;

@@ -91,7 +91,7 @@ pub struct RunOptions {
 
 /// Mounts the volume and serves it until it is unmounted or the process is told to end. `on_ready` runs once the volume
 /// is mounted.
-pub fn run(options: RunOptions, on_ready: impl FnOnce()) -> Result<(), RunError> {
+pub fn run(mut options: RunOptions, on_ready: impl FnOnce()) -> Result<(), RunError> {
     let store = Arc::new(Store::open(&options.store)?);
     let _lock = store.lock(&Owner::here(&options.mountpoint))?;
     clear_mountpoint(&options, &store)?;
@@ -104,7 +104,7 @@ pub fn run(options: RunOptions, on_ready: impl FnOnce()) -> Result<(), RunError>
         .enable_all()
         .build()
         .map_err(RunError::Threads)?;
-    let log = options.audit.clone().map(audit::Log::open).transpose()?.map(Arc::new);
+    let log = options.audit.take().map(audit::Log::open).transpose()?.map(Arc::new);
     let (events, queue) = mpsc::channel();
     let watch = Arc::new(Watch { volume: record.volume, audit: log.clone(), events: events.clone() });
     let settings = volume::settings_for(&record, &options.settings, &options.state_dir);
@@ -606,7 +606,7 @@ impl Daemon {
                 request_id: answer.request_id.clone(),
                 age: SystemTime::now().duration_since(answer.wall).unwrap_or_default().as_secs_f64(),
             }),
-            keys_cached: self.mounted.as_ref().map_or(0, |mounted| mounted.keyring.cached_keys()),
+            keys_cached: self.mounted.as_ref().map_or(0, |mounted| mounted.keyring.stats().cached),
             last_lock: self.last_lock.clone(),
             warnings,
         }
