@@ -506,6 +506,17 @@ fn a_denial_while_unlocking_locks_right_after() {
     assert_eq!(machine.step(s(102), Input::UnlockFinished), [Action::BeginLock { cause: Cause::Denied }]);
 }
 
+/// An unlock that takes longer than the lease, and a denial in it: the denial is the cause.
+#[test]
+fn a_denial_outweighs_a_lease_that_ran_out_while_unlocking() {
+    let mut machine = Machine::locked(pace());
+    machine.step(s(100), probe(Live, s(100)));
+    machine.step(s(161), Input::Tick);
+    machine.step(s(162), probe(Denied, s(162)));
+    machine.step(s(162), probe(Denied, s(162)));
+    assert_eq!(machine.step(s(163), Input::UnlockFinished), [Action::BeginLock { cause: Cause::Denied }]);
+}
+
 #[test]
 fn a_drill_locks_like_a_denial_and_comes_back_by_itself() {
     let mut machine = Machine::unlocked(pace(), s(100));
