@@ -1,0 +1,149 @@
+//! Every key below the volume secret, by HKDF-SHA256 (RFC 5869), and message authentication by HMAC-SHA256 (RFC 2104).
+
+use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
+use aws_lc_rs::hmac;
+
+use super::envelope::EnvelopeKey;
+use super::names::NameKey;
+use super::{ArenaFull, Secret};
+
+struct Length(usize);
+
+impl KeyType for Length {
+    fn len(&self) -> usize {
+        self.0
+    }
+}
+
+/// Why a key could not be derived.
+#[derive(Debug, thiserror::Error)]
+pub enum DeriveError {
+    /// No locked memory is left.
+    #[error(transparent)]
+    Arena(#[from] ArenaFull),
+    /// The library refused, which it does for lengths that are never asked for.
+    #[error("deriving a key failed inside the cryptographic library")]
+    Library,
+}
+
+/// HKDF-SHA256 with the concatenation of `info` as info; fills all of `out`.
+pub fn hkdf(salt: &[u8], key: &[u8], info: &[&[u8]], out: &mut [u8]) -> Result<(), DeriveError> {
+    Salt::new(HKDF_SHA256, salt)
+        .extract(key)
+        .expand(info, Length(out.len()))
+        .and_then(|okm| okm.fill(out))
+        .map_err(|_| DeriveError::Library)
+}
+
+fn derive(salt: &[u8], key: &[u8], info: &[&[u8]]) -> Result<Secret, DeriveError> {
+    let mut result = Ok(());
+    let secret = Secret::from_fn(|bytes| result = hkdf(salt, key, info, bytes))?;
+    result.map(|()| secret)
+}
+
+/// Authenticates messages: HMAC-SHA256, 32-byte tags, compared in constant time.
+pub struct MacKey(hmac::Key);
+
+impl MacKey {
+    /// Takes a 32-byte key. The key schedule lies outside the arena and goes with this value.
+    pub fn new(key: &Secret) -> Self {
+        MacKey(hmac::Key::new(hmac::HMAC_SHA256, key.expose()))
+    }
+
+    /// The tag of the concatenation of `parts`.
+    pub fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut context = hmac::Context::with_key(&self.0);
+        parts.iter().for_each(|part| context.update(part));
+        let mut tag = [0; 32];
+        tag.copy_from_slice(context.sign().as_ref());
+        tag
+    }
+
+    /// Whether `tag` is the tag of the concatenation of `parts`.
+    pub fn verify(&self, parts: &[&[u8]], tag: &[u8]) -> bool {
+        aws_lc_rs::constant_time::verify_slices_are_equal(&self.tag(parts), tag).is_ok()
+    }
+}
+
+/// The keys of one volume, each derived from the volume secret under a label of its own.
+pub struct VolumeKeys {
+    /// Encrypts names.
+    pub names: NameKey,
+    /// Authenticates file headers and directory records.
+    pub header: MacKey,
+    /// Goes into every page key beside the file's own key.
+    pub mixing: Secret,
+    /// Authenticates the volume record.
+    pub record: MacKey,
+    /// Seals link targets and extended attributes.
+    pub small: EnvelopeKey,
+    fingerprint: String,
+}
+
+impl VolumeKeys {
+    /// Derives all keys: `HKDF(salt = volume id, key = volume secret, info = "hyokfs/1 " ‖ label)`.
+    pub fn derive(secret: &Secret, volume: &[u8; 16]) -> Result<Self, DeriveError> {
+        let key = |label: &[u8]| derive(volume, secret.expose(), &[b"hyokfs/1 ", label]);
+        let mut print = [0; 10];
+        hkdf(volume, secret.expose(), &[b"hyokfs/1 fingerprint"], &mut print)?;
+        let groups: Vec<String> = print.chunks(2).map(|pair| format!("{:02x}{:02x}", pair[0], pair[1])).collect();
+        Ok(VolumeKeys {
+            names: NameKey::new(&key(b"name encryption")?, &key(b"name authentication")?)
+                .map_err(|_| DeriveError::Library)?,
+            header: MacKey::new(&key(b"header")?),
+            mixing: key(b"mixing")?,
+            record: MacKey::new(&key(b"volume record")?),
+            small: EnvelopeKey::new(key(b"small")?),
+            fingerprint: groups.join("-"),
+        })
+    }
+
+    /// 80 bits derived from the volume secret, to recognise the volume by: `xxxx-xxxx-xxxx-xxxx-xxxx`.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}
+
+/// Commits a file's header to its key: `HKDF(salt = file id, key = file key, info = "hyokfs/1 commitment")`, 32 bytes.
+/// AES-GCM alone does not: a page can be made to open under two keys.
+pub fn commitment(file_key: &Secret, file: &[u8; 16]) -> Result<[u8; 32], DeriveError> {
+    let mut out = [0; 32];
+    hkdf(file, file_key.expose(), &[b"hyokfs/1 commitment"], &mut out)?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MacKey, VolumeKeys, commitment, hkdf};
+    use crate::crypto::Secret;
+
+    #[test]
+    fn hkdf_gives_the_vector_of_rfc_5869_a1() {
+        let salt: Vec<u8> = (0..=12).collect();
+        let info: Vec<u8> = (0xf0..=0xf9).collect();
+        let mut out = [0; 42];
+        hkdf(&salt, &[0x0b; 22], &[&info], &mut out).unwrap();
+        let hex: String = out.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865");
+    }
+
+    #[test]
+    fn a_volume_is_known_by_its_secret_and_its_id() {
+        let secret = |byte| Secret::from_fn(|bytes| bytes.fill(byte)).unwrap();
+        let print = |byte, id| VolumeKeys::derive(&secret(byte), &[id; 16]).unwrap().fingerprint().to_owned();
+        assert_eq!(print(1, 1), print(1, 1));
+        assert_ne!(print(1, 1), print(2, 1));
+        assert_ne!(print(1, 1), print(1, 2));
+        assert_eq!(print(1, 1).len(), 24);
+        assert_ne!(commitment(&secret(1), &[1; 16]).unwrap(), commitment(&secret(1), &[2; 16]).unwrap());
+    }
+
+    #[test]
+    fn a_tag_holds_for_its_message_alone() {
+        let key = MacKey::new(&Secret::from_fn(|bytes| bytes.fill(3)).unwrap());
+        let tag = key.tag(&[b"a", b"bc"]);
+        assert!(key.verify(&[b"abc"], &tag));
+        assert!(!key.verify(&[b"abd"], &tag));
+        assert!(!key.verify(&[b"abc"], &tag[..31]));
+    }
+}
