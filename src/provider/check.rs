@@ -102,6 +102,18 @@ pub(super) fn no_randomness() -> ProviderError {
     }
 }
 
+/// Checks any key, by its service's own steps where it has some, else by [`through`].
+///
+/// # Errors
+/// Settings that can't be used, before anything is tried.
+pub async fn run(uri: &super::KeyUri, settings: &KeySettings, subject: &Subject) -> Result<Report, ProviderError> {
+    match uri {
+        #[cfg(feature = "aws")]
+        super::KeyUri::AwsKms { .. } => aws(uri, settings, subject).await,
+        _ => through(&*super::connect::connect(uri, settings).await?, settings, subject).await,
+    }
+}
+
 /// Checks the AWS key `uri`; other kinds of keys have their own entry beside this one, or [`through`].
 ///
 /// # Errors

@@ -17,7 +17,7 @@ fn role_settings(fake: &FakeAws) -> KeySettings {
 
 async fn run(arn: &str, settings: &KeySettings) -> Report {
     let uri: KeyUri = format!("awskms:///{arn}").parse().unwrap();
-    check::aws(&uri, settings, &Subject::default()).await.unwrap()
+    check::run(&uri, settings, &Subject::default()).await.unwrap()
 }
 
 fn bad(report: &Report) -> Vec<&Step> {
