@@ -28,7 +28,7 @@ use crate::store::{Store, open_beneath};
 pub fn make_root(store: &Store, volume: &Volume) -> Result<DirId, FsError> {
     let dir = DirId::random().map_err(|_| FsError::Crypto)?;
     let record = DirRecord { dir, parents: Vec::new() };
-    let target = record.encode(volume.record.volume, &volume.keys.record);
+    let target = record.encode(volume.record.volume, &volume.keys.header);
     rustix::fs::symlinkat(target, store.root(), DIR_RECORD)?;
     rustix::fs::fsync(store.root())?;
     Ok(dir)
@@ -66,7 +66,7 @@ impl Fs {
             Err(Errno::INVAL) => return Err(bad(format!("its record {DIR_RECORD} is no symlink"))),
             Err(error) => return Err(error.into()),
         };
-        DirRecord::decode(target.to_bytes(), self.volume, &keys.record).map_err(|error| bad(error.to_string()))
+        DirRecord::decode(target.to_bytes(), self.volume, &keys.header).map_err(|error| bad(error.to_string()))
     }
 
     /// The id of a directory; read and checked against where it stands when it is first needed.
@@ -101,7 +101,7 @@ impl Fs {
             return Ok(());
         }
         let times = rustix::fs::fstat(&fd)?;
-        let target = DirRecord { dir: record.dir, parents }.encode(self.volume, &keys.record);
+        let target = DirRecord { dir: record.dir, parents }.encode(self.volume, &keys.header);
         let temp = temporary()?;
         rustix::fs::symlinkat(target, &fd, &temp)?;
         if let Err(error) = rustix::fs::renameat(&fd, &temp, &fd, DIR_RECORD) {
@@ -210,7 +210,7 @@ impl Fs {
         let made = (|| {
             let own = open_beneath(&fd, OsStr::new(&temp), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
             let id = DirId::random().map_err(|_| FsError::Crypto)?;
-            let target = DirRecord { dir: id, parents: vec![above] }.encode(self.volume, &keys.record);
+            let target = DirRecord { dir: id, parents: vec![above] }.encode(self.volume, &keys.header);
             rustix::fs::symlinkat(target, &own, DIR_RECORD)?;
             let (uid, gid, passes) = self.owner_in(caller, &dir);
             let before = rustix::fs::fstat(&own)?;

@@ -11,12 +11,10 @@ use crate::crypto::kdf::{DeriveError, VolumeKeys};
 use crate::crypto::secret::SecretError;
 use crate::crypto::suite::Suite;
 use crate::format::VolumeId;
-use crate::format::dirrec::{DIR_RECORD, DirRecord};
 use crate::format::header::{FORMAT_VERSION, HEADER_LEN};
-use crate::format::ids::DirId;
 use crate::format::name::NameMode;
 use crate::format::volume::{Granularity, LONGEST_LEASE, RecordError, RecordKey, Volume, VolumeRecord};
-use crate::fs::FsError;
+use crate::fs::{FsError, make_root};
 use crate::keyring::KeyError;
 use crate::provider::observed::{Observed, Observer, Reason};
 use crate::provider::uri::BadKeyUri;
@@ -246,11 +244,10 @@ pub async fn create(path: &Path, uri: &KeyUri, settings: &KeySettings, new: NewV
     record.sign(&keys)?;
     std::fs::create_dir_all(path).map_err(at)?;
     let store = Store::open(path)?;
-    let root = DirRecord { dir: DirId::random().map_err(|_| SecretError::NoRandom)?, parents: Vec::new() };
-    let target = root.encode(volume, &keys.header);
-    rustix::fs::symlinkat(target, store.root(), DIR_RECORD).map_err(|error| at(error.into()))?;
-    store.write_record(record.to_toml()?.as_bytes())?;
-    Ok(Made { volume, fingerprint: keys.fingerprint().to_owned() })
+    let made = Volume { record, keys };
+    make_root(&store, &made)?;
+    store.write_record(made.record.to_toml()?.as_bytes())?;
+    Ok(Made { volume, fingerprint: made.keys.fingerprint().to_owned() })
 }
 
 /// Long enough for one slot more of the same size, so that a second key can be added later.
