@@ -284,9 +284,8 @@ impl Fs {
 
     fn moved(&self, live: &Live) -> bool {
         let times = lock(&live.times);
-        rustix::fs::fstat(live.file.disk()).is_ok_and(|stat| {
-            (stat.st_mtime, stat.st_mtime_nsec as i64) != (times.mtime.tv_sec, times.mtime.tv_nsec as i64)
-        })
+        rustix::fs::fstat(live.file.disk())
+            .is_ok_and(|stat| (stat.st_mtime, stat.st_mtime_nsec as i64) != (times.mtime.tv_sec, times.mtime.tv_nsec))
     }
 
     /// Changes the directories that a file or directory may stand in. Needs no file key.
