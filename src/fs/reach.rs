@@ -108,9 +108,12 @@ impl Fs {
         Ok(())
     }
 
-    /// After a name went: an inode with other names needs no descriptor.
+    /// After a name went: an inode with other names needs no descriptor, one without any no narrower parents.
     pub(super) fn unpin(&self, inode: &Arc<Inode>) {
-        if inode.kind != Kind::Directory && !read(&inode.places).list.is_empty() {
+        if read(&inode.places).list.is_empty() {
+            // It would be kept on the disk until the next sync.
+            lock(&self.narrow).retain(|moved| !Arc::ptr_eq(moved, inode));
+        } else if inode.kind != Kind::Directory {
             let fd = lock(&inode.path).take();
             drop(fd);
         }

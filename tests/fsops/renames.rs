@@ -149,3 +149,34 @@ fn moving_needs_no_file_key() {
     w.keyring.unlock(w.provider());
     assert_eq!(w.get("d/f").unwrap(), b"x");
 }
+
+#[test]
+fn what_was_moved_and_removed_frees_its_space() {
+    let w = World::new();
+    w.mkdir("d");
+    let ino = w.put("f", b"x");
+    w.rename("f", "d/f", 0).unwrap();
+    w.unlink("d/f").unwrap();
+    w.fs.forget(ino, 1000);
+    let held = std::fs::read_dir("/proc/self/fd").unwrap().filter(|fd| {
+        let target = std::fs::read_link(fd.as_ref().unwrap().path()).unwrap_or_default();
+        target.starts_with(w.dir.path()) && target.to_string_lossy().ends_with("(deleted)")
+    });
+    assert_eq!(held.count(), 0);
+}
+
+#[test]
+fn a_synced_directory_knows_what_was_made_in_it() {
+    let w = World::new();
+    let dir = w.mkdir("d");
+    for i in 0..100 {
+        let ino = w.put(&format!("d/f{i}"), b"x");
+        if i % 3 == 0 {
+            w.fs.forget(ino, 1000);
+        }
+        if i % 10 == 0 {
+            w.fs.fsyncdir(dir, 0).unwrap();
+        }
+    }
+    w.fs.fsyncdir(dir, 0).unwrap();
+}
