@@ -12,7 +12,8 @@ use super::flight::Tally;
 use super::options::{KeyError, KeyringOptions, too_late};
 use super::rate::Bucket;
 use crate::crypto::Secret;
-use crate::format::{FileId, KeySlot, VolumeId};
+use crate::format::slots::KeySlot;
+use crate::format::{FileId, VolumeId};
 use crate::provider::{
     ARENA_FULL, Context, KeyCall, Observer, Operation, Provider, ProviderError, Reason, Verdict, Wrapped,
 };
@@ -27,7 +28,6 @@ const PREFETCH_QUEUE: usize = 1024;
 pub(super) struct Wanted {
     pub file: FileId,
     pub slots: Vec<KeySlot>,
-    pub commitment: [u8; 32],
 }
 
 /// The right to use the customer's key, from one unlock to the next lock.
@@ -55,7 +55,7 @@ impl Access {
         observer: Arc<dyn Observer>,
         now: Instant,
     ) -> (Arc<Self>, mpsc::Receiver<Wanted>) {
-        let concurrency = options.concurrency.clamp(1, Semaphore::MAX_PERMITS);
+        let concurrency = options.concurrency.clamp(2, Semaphore::MAX_PERMITS);
         let (prefetch, queue) = mpsc::channel(PREFETCH_QUEUE);
         let access = Access {
             provider,
@@ -94,13 +94,21 @@ impl Access {
     }
 
     /// Unwraps a file's key, trying again while there is time and hope.
-    pub async fn unwrap(&self, file: FileId, blob: &[u8], reason: Reason) -> Result<Secret, KeyError> {
-        self.tries(Operation::Unwrap, file, reason, || self.provider_unwrap(file, blob)).await
+    /// `background` says whether nobody waits for it yet; that may change meanwhile.
+    pub async fn unwrap(
+        &self,
+        file: FileId,
+        blob: &[u8],
+        reason: Reason,
+        background: impl Fn() -> bool,
+    ) -> Result<Secret, KeyError> {
+        self.tries(Operation::Unwrap, file, reason, background, || self.provider_unwrap(file, blob)).await
     }
 
     /// Makes a new file's key, trying again while there is time and hope.
     pub async fn generate(&self, file: FileId, reason: Reason) -> Result<(Secret, Wrapped), KeyError> {
-        self.tries(Operation::Generate, file, reason, || self.provider_generate(file)).await
+        let background = || reason == Reason::Pool;
+        self.tries(Operation::Generate, file, reason, background, || self.provider_generate(file)).await
     }
 
     /// One try, without waiting for anything but the provider itself: for providers that answer at once.
@@ -129,24 +137,28 @@ impl Access {
         operation: Operation,
         file: FileId,
         reason: Reason,
+        background: impl Fn() -> bool,
         call: impl Fn() -> F,
     ) -> Result<T, KeyError>
     where
         F: Future<Output = Result<(T, Option<String>), ProviderError>>,
     {
         let until = Instant::now() + self.deadline;
-        let waits = matches!(reason, Reason::Prefetch | Reason::Pool);
         let mut pause = FIRST_PAUSE;
         loop {
             let turn = async {
-                // The slot before the token: a token waits for nobody.
-                let slot = self.calls.acquire().await;
+                // The slot before the token, so that no tokens pile up while every slot hangs. What can wait must not
+                // hold a slot meanwhile, and is few enough (`background`) not to pile up many.
+                let early = if background() { None } else { self.calls.acquire().await.ok() };
                 if let Some(rate) = &self.rate {
-                    rate.wait(waits).await;
+                    rate.wait(&background).await;
                 }
-                slot
+                match early {
+                    Some(slot) => Some(slot),
+                    None => self.calls.acquire().await.ok(),
+                }
             };
-            let Ok(_slot) = tokio::time::timeout_at(until, turn).await else {
+            let Ok(slot) = tokio::time::timeout_at(until, turn).await else {
                 return Err(too_late(self.deadline).into());
             };
             let timed = async {
@@ -157,9 +169,9 @@ impl Access {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
-            drop(_slot);
+            drop(slot);
             let again = Instant::now() + jittered(pause);
-            if error.verdict != Verdict::Unreachable || error.code == ARENA_FULL || waits || again >= until {
+            if error.verdict != Verdict::Unreachable || error.code == ARENA_FULL || background() || again >= until {
                 return Err(error.into());
             }
             tokio::time::sleep_until(again).await;

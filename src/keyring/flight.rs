@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
@@ -13,13 +14,23 @@ use super::options::KeyError;
 pub(super) struct Flight<T> {
     outcome: Mutex<Option<Result<T, KeyError>>>,
     landed: Condvar,
-    /// Nobody waited when it began: it was tried only once.
-    pub background: bool,
+    /// Whether nobody waits for it yet.
+    background: AtomicBool,
 }
 
 impl<T: Clone> Flight<T> {
     pub fn new(background: bool) -> Arc<Self> {
-        Arc::new(Flight { outcome: Mutex::new(None), landed: Condvar::new(), background })
+        Arc::new(Flight { outcome: Mutex::new(None), landed: Condvar::new(), background: AtomicBool::new(background) })
+    }
+
+    /// Whether nobody waits for it yet.
+    pub fn is_background(&self) -> bool {
+        self.background.load(Ordering::Relaxed)
+    }
+
+    /// Somebody waits from now on; gives whether they are the first.
+    pub fn join(&self) -> bool {
+        self.background.swap(false, Ordering::Relaxed)
     }
 
     /// Sets the outcome and wakes everyone; the first outcome stays.

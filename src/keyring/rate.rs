@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// How long at most until it is asked again whether somebody waits.
+const LONGEST_SLEEP: Duration = Duration::from_millis(50);
+
 /// A token bucket. It holds a fifth of a second's calls (at least one), so that a few opens after a pause need not wait.
 pub(super) struct Bucket {
     per_second: f64,
@@ -34,10 +37,11 @@ impl Bucket {
     }
 
     /// Waits for a token.
-    pub async fn wait(&self, background: bool) {
-        while let Err(wait) = self.take(Instant::now(), background) {
-            // A whole millisecond more: the clock's grain would wake us just too early, again and again.
-            tokio::time::sleep(wait + Duration::from_millis(1)).await;
+    pub async fn wait(&self, background: impl Fn() -> bool) {
+        while let Err(wait) = self.take(Instant::now(), background()) {
+            // A whole millisecond more: the clock's grain would wake us just too early, again and again. And not too
+            // long: somebody may have begun to wait for what could wait.
+            tokio::time::sleep(wait.min(LONGEST_SLEEP) + Duration::from_millis(1)).await;
         }
     }
 }
@@ -74,13 +78,14 @@ mod tests {
 
     #[test]
     fn the_told_wait_is_long_enough() {
-        let start = Instant::now();
-        let bucket = Bucket::new(7, start);
-        while bucket.take(start, false).is_ok() {}
+        let mut now = Instant::now();
+        let bucket = Bucket::new(7, now);
+        while bucket.take(now, false).is_ok() {}
         for background in [false, true] {
-            let wait = bucket.take(start, background).expect_err("empty");
-            assert!(bucket.take(start + wait / 2, background).is_err());
-            assert!(bucket.take(start + wait + Duration::from_millis(1), background).is_ok());
+            let wait = bucket.take(now, background).expect_err("empty");
+            assert!(bucket.take(now + wait / 2, background).is_err());
+            now += wait + Duration::from_millis(1);
+            assert!(bucket.take(now, background).is_ok());
         }
     }
 }

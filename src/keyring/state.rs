@@ -12,7 +12,9 @@ use super::access::Access;
 use super::flight::Flight;
 use super::options::{KeyError, MAX_POOL};
 use crate::crypto::Secret;
-use crate::format::{FileId, KeySlot};
+use crate::crypto::envelope::EnvelopeKey;
+use crate::format::FileId;
+use crate::format::slots::KeySlot;
 
 /// How long a no is repeated without asking again.
 const REFUSAL: Duration = Duration::from_secs(1);
@@ -51,7 +53,7 @@ pub(super) struct State {
     pub access: Option<Arc<Access>>,
     pub cache: LruCache<FileId, Known>,
     pub flights: HashMap<FileId, Arc<Flight<Known>>>,
-    pub groups: HashMap<[u8; 16], Arc<Secret>>,
+    pub groups: HashMap<[u8; 16], Arc<EnvelopeKey>>,
     refused: LruCache<FileId, Refusal>,
     refused_new: Option<(Instant, KeyError)>,
     pool: VecDeque<Ready>,
@@ -171,12 +173,16 @@ impl State {
         let cached = std::iter::from_fn(|| self.cache.pop_lru()).map(|(_, known)| known.key);
         let mut keys: Vec<Arc<Secret>> = cached.collect();
         keys.extend(self.pool.drain(..).map(|ready| ready.known.key));
-        keys.extend(self.groups.drain().map(|(_, key)| key));
         self.refused.clear();
         self.refused_new = None;
         self.quiet_until = None;
         self.pool_target = SMALL_POOL.min(self.pool_most);
-        Closed { access: self.access.take(), keys, flights: self.flights.drain().map(|(_, flight)| flight).collect() }
+        Closed {
+            access: self.access.take(),
+            keys,
+            groups: self.groups.drain().map(|(_, group)| group).collect(),
+            flights: self.flights.drain().map(|(_, flight)| flight).collect(),
+        }
     }
 }
 
@@ -184,6 +190,7 @@ impl State {
 pub(super) struct Closed {
     pub access: Option<Arc<Access>>,
     pub keys: Vec<Arc<Secret>>,
+    pub groups: Vec<Arc<EnvelopeKey>>,
     pub flights: Vec<Arc<Flight<Known>>>,
 }
 

@@ -149,13 +149,21 @@ impl Arena {
 
     /// Whether `needle` stands anywhere in the arena, in held and in free slots.
     #[cfg(test)]
-    pub fn contains(&self, needle: &[u8]) -> bool {
+    pub fn contains(&self, needle: &[u8; SLOT]) -> bool {
+        self.count_of(&std::collections::HashSet::from([*needle])) > 0
+    }
+
+    /// How many slots, held or free, hold one of `needles`.
+    #[cfg(test)]
+    pub fn count_of(&self, needles: &std::collections::HashSet<[u8; SLOT]>) -> usize {
         let inner = self.lock();
-        inner.chunks.iter().any(|chunk| {
-            // SAFETY: the mapping has `slots` slots; a test reads while no owner writes.
-            let bytes = unsafe { std::slice::from_raw_parts(chunk.start.as_ptr().cast::<u8>(), chunk.slots * SLOT) };
-            bytes.chunks_exact(SLOT).any(|slot| slot == needle)
-        })
+        let slots = inner.chunks.iter().flat_map(|chunk| {
+            (0..chunk.slots).map(|index| {
+                // SAFETY: the index is inside the mapping; an owner that writes meanwhile makes this miss, not crash.
+                unsafe { chunk.start.add(index).read_volatile() }
+            })
+        });
+        slots.filter(|slot| needles.contains(slot)).count()
     }
 }
 
