@@ -228,6 +228,10 @@ impl PageKeys {
         let mut ikm = Zeroizing::new([0; 2 * KEY_LEN]);
         ikm[..KEY_LEN].copy_from_slice(file_key.expose());
         ikm[KEY_LEN..].copy_from_slice(mixing.expose());
+        // Looked at afterwards: a lock may wipe the keys while they are copied, and what is sealed under zeros is lost.
+        if file_key.is_wiped() || mixing.is_wiped() {
+            return Err(CipherError);
+        }
         let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, file.as_bytes()).extract(ikm.as_ref());
         let epoch = random_epoch()?;
         let cipher = Arc::new(derive(suite, &prk, volume, epoch)?);
