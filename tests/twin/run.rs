@@ -279,7 +279,7 @@ impl Run<'_> {
         if Some(found.len()) < sizes().min() || Some(found.len()) > sizes().max() {
             return Err(format!("{} bytes after a crash, had {:?}", found.len(), sizes().collect::<Vec<_>>()));
         }
-        if self.states % 64 == 0 {
+        if self.states.is_multiple_of(64) {
             (0..found.len()).try_for_each(|at| check_byte(at, &found, history))?;
         } else {
             for point in &self.points {

@@ -360,7 +360,7 @@ impl Disk for Sim {
         }
         let off = off + inner.shift();
         let (first, behind) = (off.div_ceil(UNIT), (off + len) / UNIT);
-        if off % UNIT != 0 {
+        if !off.is_multiple_of(UNIT) {
             let end = (off + len).min(inner.cache.len);
             let edges = [(off, first * UNIT), (behind * UNIT, end)];
             for (from, to) in edges {
