@@ -179,6 +179,10 @@ impl State {
         self.floors.mark();
         self.cut = u64::MAX;
         let overlong = if self.was_changed() { self.last_len.map(|len| len > tail) } else { self.overlong };
+        if overlong == Some(true) {
+            // Already while the sync is under way: growth that overtakes it must not rely on the state before.
+            self.overlong = overlong;
+        }
         Snapshot { size: self.size, overlong, changes: self.changes, syncs: self.syncs }
     }
 
