@@ -1,5 +1,9 @@
 //! The key services. A provider wraps and unwraps 32-byte keys with a key that never leaves the customer.
 
+pub mod check;
+pub mod connect;
+pub mod observed;
+pub mod policy;
 pub mod settings;
 pub mod uri;
 
@@ -13,9 +17,11 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use crate::crypto::Secret;
+use crate::crypto::{ArenaFull, Secret};
 use crate::format::{FileId, VolumeId};
 
+pub use connect::connect;
+pub use observed::{KeyCall, Observed, Observer, Operation, Reason, Unobserved};
 pub use settings::KeySettings;
 pub use uri::KeyUri;
 
@@ -55,6 +61,16 @@ pub struct ProviderError {
     pub message: String,
     /// The service's id of the request, where it gave one: the line to look for in CloudTrail or the vault's log.
     pub request_id: Option<String>,
+}
+
+/// The code of an error that says that the key was there but no locked memory for it.
+pub const ARENA_FULL: &str = "ArenaFull";
+
+impl From<ArenaFull> for ProviderError {
+    fn from(full: ArenaFull) -> Self {
+        let verdict = Verdict::Unreachable;
+        ProviderError { verdict, code: ARENA_FULL.to_owned(), message: full.to_string(), request_id: None }
+    }
 }
 
 /// What a wrapped key is bound to. Ids only: the context is readable in the customer's log.

@@ -1,1 +1,6 @@
 //! Raw system calls; the only module with `unsafe`.
+
+pub mod aligned;
+pub mod alloc;
+pub mod arena;
+pub mod harden;

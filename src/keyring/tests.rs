@@ -1,0 +1,6 @@
+#![allow(clippy::unwrap_used)]
+
+mod ahead;
+mod fake;
+mod locking;
+mod sharing;
