@@ -148,7 +148,10 @@ impl Provider for Fake {
 
 /// What an observer heard.
 #[derive(Default)]
-pub struct Heard(pub Mutex<Vec<(Operation, Reason, Verdict, Option<Verdict>, Option<String>)>>);
+pub struct Heard(pub Mutex<Vec<HeardCall>>);
+
+/// Operation, reason, verdict, what it proves, request id.
+pub type HeardCall = (Operation, Reason, Verdict, Option<Verdict>, Option<String>);
 
 impl Observer for Heard {
     fn key_call(&self, call: &KeyCall<'_>) {
