@@ -111,7 +111,9 @@ impl Fake {
         }
         let gate = self.gate.lock().unwrap().clone();
         if let Some(gate) = gate {
-            gate.iter().for_each(|barrier| drop(barrier.wait()));
+            for barrier in gate.iter() {
+                barrier.wait();
+            }
         }
         let mood = *self.mood.lock().unwrap();
         match mood {
