@@ -22,8 +22,11 @@ pub enum EnvelopeError {
         "a sealed value does not authenticate: it was altered or belongs elsewhere; restore the file from a backup"
     )]
     Forged,
-    /// The system gave no random numbers, or the library refused a length.
-    #[error("sealing failed inside the cryptographic library")]
+    /// The key was wiped meanwhile ([`EnvelopeKey::is_wiped`]: nothing is ever sealed or opened under 32 zero bytes), the
+    /// system gave no random numbers, or the library refused a length.
+    #[error(
+        "sealing or opening failed: the volume was locked meanwhile, or there are no random numbers; unlock it and try again"
+    )]
     Library,
     /// No locked memory is left for what was in it.
     #[error(transparent)]
@@ -39,8 +42,7 @@ impl EnvelopeKey {
         EnvelopeKey(key)
     }
 
-    /// Zeroes the key for every owner: from then on nothing opens, and whoever was sealing in that moment must ask
-    /// [`EnvelopeKey::is_wiped`] afterwards and throw the result away if so.
+    /// Zeroes the key for every owner: from then on nothing opens and nothing is sealed ([`EnvelopeError::Library`]).
     pub fn wipe(&self) {
         self.0.wipe();
     }
@@ -50,8 +52,10 @@ impl EnvelopeKey {
         self.0.is_wiped()
     }
 
-    fn cipher(&self) -> XChaCha20Poly1305 {
-        XChaCha20Poly1305::new(self.0.expose().into())
+    fn cipher(&self) -> Result<XChaCha20Poly1305, EnvelopeError> {
+        let cipher = XChaCha20Poly1305::new(self.0.expose().into());
+        // Looked at afterwards: a wipe may come while the key is being copied.
+        if self.0.is_wiped() { Err(EnvelopeError::Library) } else { Ok(cipher) }
     }
 
     /// Seals `plain`, bound to `aad`.
@@ -61,9 +65,9 @@ impl EnvelopeKey {
         aws_lc_rs::rand::fill(head).map_err(|_| EnvelopeError::Library)?;
         let nonce = XNonce::try_from(&*head).map_err(|_| EnvelopeError::Library)?;
         let (body, tag) = tail.split_at_mut(plain.len());
+        let cipher = self.cipher()?;
         body.copy_from_slice(plain);
-        let made =
-            self.cipher().encrypt_inout_detached(&nonce, aad, body.into()).map_err(|_| EnvelopeError::Library)?;
+        let made = cipher.encrypt_inout_detached(&nonce, aad, body.into()).map_err(|_| EnvelopeError::Library)?;
         tag.copy_from_slice(&made);
         Ok(out)
     }
@@ -72,7 +76,7 @@ impl EnvelopeKey {
     pub fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, EnvelopeError> {
         let (nonce, body, tag) = split(sealed)?;
         let mut plain = Zeroizing::new(body.to_vec());
-        self.cipher()
+        self.cipher()?
             .decrypt_inout_detached(&nonce, aad, plain.as_mut_slice().into(), &tag)
             .map_err(|_| EnvelopeError::Forged)?;
         Ok(plain)
@@ -84,12 +88,13 @@ impl EnvelopeKey {
         if body.len() != 32 {
             return Err(EnvelopeError::Forged);
         }
-        let mut genuine = false;
-        let secret = Secret::from_fn(|bytes| {
+        let cipher = self.cipher()?;
+        Secret::try_from_fn(|bytes| {
             bytes.copy_from_slice(body);
-            genuine = self.cipher().decrypt_inout_detached(&nonce, aad, bytes.as_mut_slice().into(), &tag).is_ok();
-        })?;
-        if genuine { Ok(secret) } else { Err(EnvelopeError::Forged) }
+            cipher
+                .decrypt_inout_detached(&nonce, aad, bytes.as_mut_slice().into(), &tag)
+                .map_err(|_| EnvelopeError::Forged)
+        })
     }
 }
 
@@ -102,7 +107,8 @@ fn split(sealed: &[u8]) -> Result<(XNonce, &[u8], Tag), EnvelopeError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{EnvelopeKey, OVERHEAD};
+    #![allow(clippy::unwrap_used)]
+    use super::{EnvelopeError, EnvelopeKey, OVERHEAD};
     use crate::crypto::Secret;
 
     fn key(byte: u8) -> EnvelopeKey {
@@ -129,5 +135,30 @@ mod tests {
             assert!(key(1).open(b"", &sealed[..at]).is_err(), "cut to {at}");
         }
         assert_eq!(key(1).open_secret(b"", &sealed).unwrap().expose(), &[9; 32]);
+        let short = key(1).seal(b"", &[9; 31]).unwrap();
+        assert!(matches!(key(1).open_secret(b"", &short), Err(EnvelopeError::Forged)));
+    }
+
+    #[test]
+    fn a_wiped_key_seals_and_opens_nothing() {
+        let wiped = key(1);
+        let sealed = wiped.seal(b"", &[9; 32]).unwrap();
+        wiped.wipe();
+        assert!(wiped.is_wiped());
+        assert!(matches!(wiped.seal(b"", b"text"), Err(EnvelopeError::Library)));
+        assert!(matches!(wiped.open(b"", &sealed), Err(EnvelopeError::Library)));
+        assert!(matches!(wiped.open_secret(b"", &sealed), Err(EnvelopeError::Library)));
+    }
+
+    /// Computed with Python's `cryptography`, not by this program: the layout must never change.
+    #[test]
+    fn the_bytes_on_disk_are_frozen() {
+        let sealed =
+            hex("000102030405060708090a0b0c0d0e0f1011121314151617db78c6e0da683edd51ca56c23bb9bc5e1825cd308555e0cd29");
+        assert_eq!(key(7).open(b"place", &sealed).unwrap().as_slice(), b"some text");
+    }
+
+    fn hex(text: &str) -> Vec<u8> {
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
     }
 }

@@ -2,6 +2,7 @@
 
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use aws_lc_rs::hmac;
+use zeroize::Zeroize;
 
 use super::envelope::EnvelopeKey;
 use super::names::NameKey;
@@ -21,8 +22,9 @@ pub enum DeriveError {
     /// No locked memory is left.
     #[error(transparent)]
     Arena(#[from] ArenaFull),
-    /// The library refused, which it does for lengths that are never asked for.
-    #[error("deriving a key failed inside the cryptographic library")]
+    /// The key was wiped meanwhile, so that what was derived came from zeros and was thrown away; or the library refused,
+    /// which it does for lengths that are never asked for.
+    #[error("deriving a key failed: the volume was locked meanwhile; unlock it and try again")]
     Library,
 }
 
@@ -35,19 +37,22 @@ pub fn hkdf(salt: &[u8], key: &[u8], info: &[&[u8]], out: &mut [u8]) -> Result<(
         .map_err(|_| DeriveError::Library)
 }
 
-fn derive(salt: &[u8], key: &[u8], info: &[&[u8]]) -> Result<Secret, DeriveError> {
-    let mut result = Ok(());
-    let secret = Secret::from_fn(|bytes| result = hkdf(salt, key, info, bytes))?;
-    result.map(|()| secret)
+/// Overwrites the part of the stack that calls before this one have used: moved key schedules leave copies there that
+/// no destructor knows of.
+#[inline(never)]
+fn scrub_stack() {
+    let mut room = [0_u8; 16 * 1024];
+    room.zeroize();
+    std::hint::black_box(&room);
 }
 
 /// Authenticates messages: HMAC-SHA256, 32-byte tags, compared in constant time.
-pub struct MacKey(hmac::Key);
+pub struct MacKey(Box<hmac::Key>);
 
 impl MacKey {
     /// Takes a 32-byte key. The key schedule lies outside the arena and goes with this value.
     pub fn new(key: &Secret) -> Self {
-        MacKey(hmac::Key::new(hmac::HMAC_SHA256, key.expose()))
+        MacKey(Box::new(hmac::Key::new(hmac::HMAC_SHA256, key.expose())))
     }
 
     /// The tag of the concatenation of `parts`.
@@ -82,8 +87,19 @@ pub struct VolumeKeys {
 
 impl VolumeKeys {
     /// Derives all keys: `HKDF(salt = volume id, key = volume secret, info = "hyokfs/1 " ‖ label)`.
+    ///
+    /// # Errors
+    /// No locked memory is left, or `secret` was wiped.
     pub fn derive(secret: &Secret, volume: &[u8; 16]) -> Result<Self, DeriveError> {
-        let key = |label: &[u8]| derive(volume, secret.expose(), &[b"hyokfs/1 ", label]);
+        let keys = Self::all(secret, volume);
+        scrub_stack();
+        if secret.is_wiped() { Err(DeriveError::Library) } else { keys }
+    }
+
+    #[inline(never)]
+    fn all(secret: &Secret, volume: &[u8; 16]) -> Result<Self, DeriveError> {
+        let key =
+            |label: &[u8]| Secret::try_from_fn(|bytes| hkdf(volume, secret.expose(), &[b"hyokfs/1 ", label], bytes));
         let mut print = [0; 10];
         hkdf(volume, secret.expose(), &[b"hyokfs/1 fingerprint"], &mut print)?;
         let groups: Vec<String> = print.chunks(2).map(|pair| format!("{:02x}{:02x}", pair[0], pair[1])).collect();
@@ -106,15 +122,20 @@ impl VolumeKeys {
 
 /// Commits a file's header to its key: `HKDF(salt = file id, key = file key, info = "hyokfs/1 commitment")`, 32 bytes.
 /// AES-GCM alone does not: a page can be made to open under two keys.
+///
+/// # Errors
+/// `file_key` was wiped.
 pub fn commitment(file_key: &Secret, file: &[u8; 16]) -> Result<[u8; 32], DeriveError> {
     let mut out = [0; 32];
     hkdf(file, file_key.expose(), &[b"hyokfs/1 commitment"], &mut out)?;
-    Ok(out)
+    // A header with a commitment to zeros would make its file unreadable for ever.
+    if file_key.is_wiped() { Err(DeriveError::Library) } else { Ok(out) }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{MacKey, VolumeKeys, commitment, hkdf};
+    #![allow(clippy::unwrap_used)]
+    use super::{DeriveError, MacKey, VolumeKeys, commitment, hkdf};
     use crate::crypto::Secret;
 
     #[test]
@@ -136,6 +157,37 @@ mod tests {
         assert_ne!(print(1, 1), print(1, 2));
         assert_eq!(print(1, 1).len(), 24);
         assert_ne!(commitment(&secret(1), &[1; 16]).unwrap(), commitment(&secret(1), &[2; 16]).unwrap());
+    }
+
+    #[test]
+    fn nothing_is_derived_from_a_wiped_secret() {
+        let secret = Secret::from_fn(|bytes| bytes.fill(1)).unwrap();
+        secret.wipe();
+        assert!(matches!(VolumeKeys::derive(&secret, &[1; 16]), Err(DeriveError::Library)));
+        assert!(matches!(commitment(&secret, &[1; 16]), Err(DeriveError::Library)));
+    }
+
+    /// Computed with Python's `cryptography` from `docs/format.md`: labels, salt and order must never change.
+    #[test]
+    fn the_derivations_are_frozen() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let secret = Secret::from_fn(|bytes| bytes.fill(1)).unwrap();
+        let keys = VolumeKeys::derive(&secret, &[2; 16]).unwrap();
+        assert_eq!(hex(keys.mixing.expose()), "c60167cd6e83dbf75d748bf362962c212ff9209db7af1317537fac33a0ba6a07");
+        assert_eq!(
+            hex(&keys.header.tag(&[b"text"])),
+            "6a8786cfe3e117c82568434ec0428c5f90407e4454bed596de05f2c31c82d25a"
+        );
+        assert_eq!(
+            hex(&keys.record.tag(&[b"text"])),
+            "815fb07abb2bb96e0d4b6d09b30e8aa91e35f17b09bff5131a77e855a9db1a98"
+        );
+        assert_eq!(hex(&keys.names.seal(&[3; 16], b"name").unwrap()), "319eeca5be2b73fb5bd0df1849a881656fdb379d");
+        assert_eq!(keys.fingerprint(), "dd43-dbfd-b521-de73-50af");
+        assert_eq!(
+            hex(&commitment(&secret, &[4; 16]).unwrap()),
+            "7eb6e866729bba4a9e71e85cd5b10157873c2daafc77cf3cffadc230861bacbd"
+        );
     }
 
     #[test]

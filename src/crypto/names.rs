@@ -18,9 +18,10 @@ pub const OVERHEAD: usize = 16;
 
 /// Encrypts and decrypts names. The key schedules lie outside the arena and go with this value.
 pub struct NameKey {
-    mac: hmac::Key,
-    encrypt: EncryptingKey,
-    decrypt: DecryptingKey,
+    // Boxed, so that moving a `NameKey` leaves no copies of the schedules on the stack.
+    mac: Box<hmac::Key>,
+    encrypt: Box<EncryptingKey>,
+    decrypt: Box<DecryptingKey>,
 }
 
 impl NameKey {
@@ -28,9 +29,9 @@ impl NameKey {
     pub fn new(encryption: &Secret, authentication: &Secret) -> Result<Self, Unspecified> {
         let key = || UnboundCipherKey::new(&AES_256, encryption.expose());
         Ok(NameKey {
-            mac: hmac::Key::new(hmac::HMAC_SHA256, authentication.expose()),
-            encrypt: EncryptingKey::ctr(key()?)?,
-            decrypt: DecryptingKey::ctr(key()?)?,
+            mac: Box::new(hmac::Key::new(hmac::HMAC_SHA256, authentication.expose())),
+            encrypt: Box::new(EncryptingKey::ctr(key()?)?),
+            decrypt: Box::new(DecryptingKey::ctr(key()?)?),
         })
     }
 
@@ -45,12 +46,20 @@ impl NameKey {
 
     /// IV 16 | ciphertext, as long as the name.
     pub fn seal(&self, directory: &[u8; 16], name: &[u8]) -> Result<Vec<u8>, Unspecified> {
+        let mut out = vec![0; OVERHEAD + name.len()];
+        self.seal_into(directory, name, &mut out)?;
+        Ok(out)
+    }
+
+    /// Like [`NameKey::seal`], into the start of `out`, and gives that part of it; allocates nothing. Fails if `out`
+    /// has no room for [`OVERHEAD`] bytes more than the name.
+    pub fn seal_into<'a>(&self, directory: &[u8; 16], name: &[u8], out: &'a mut [u8]) -> Result<&'a [u8], Unspecified> {
+        let out = out.get_mut(..OVERHEAD + name.len()).ok_or(Unspecified)?;
         let iv = self.iv(directory, name);
-        let mut out = Vec::with_capacity(OVERHEAD + name.len());
-        out.extend_from_slice(&iv);
-        out.extend_from_slice(name);
-        let context = EncryptionContext::Iv128(FixedLength::from(iv));
-        self.encrypt.less_safe_encrypt(&mut out[OVERHEAD..], context)?;
+        let (head, body) = out.split_at_mut(OVERHEAD);
+        head.copy_from_slice(&iv);
+        body.copy_from_slice(name);
+        self.encrypt.less_safe_encrypt(body, EncryptionContext::Iv128(FixedLength::from(iv)))?;
         Ok(out)
     }
 
@@ -67,7 +76,8 @@ impl NameKey {
 
 #[cfg(test)]
 mod tests {
-    use super::NameKey;
+    #![allow(clippy::unwrap_used)]
+    use super::{NameKey, OVERHEAD};
     use crate::crypto::Secret;
 
     fn key() -> NameKey {
@@ -89,6 +99,11 @@ mod tests {
             }
         }
         assert!(key().open(&[7; 16], &[1; 15]).is_none());
+        assert!(key().seal_into(&[7; 16], b"abc", &mut [0; OVERHEAD + 2]).is_err());
+        assert_eq!(
+            key().seal_into(&[7; 16], b"abc", &mut [9; OVERHEAD + 9]).unwrap(),
+            key().seal(&[7; 16], b"abc").unwrap()
+        );
     }
 
     /// Computed with Python's `hmac` and `cryptography` from the description above: the format must never change.

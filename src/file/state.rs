@@ -85,6 +85,8 @@ pub(super) struct State {
     pub size: u64,
     /// The length of the ciphertext file; `None` after a failed write or cut.
     pub disk_len: Option<u64>,
+    /// Whether the size tail is known to be a hole. A crash or a failed write can leave a part of a page in it.
+    pub clean_tail: bool,
     /// Data bytes sealed in the last page; `None` where nobody has looked yet.
     pub last_len: Option<usize>,
     /// Whether the last page was longer than the size tail when the file was last known durable (at open and at each
@@ -103,12 +105,14 @@ pub(super) struct State {
     changes: u64,
     /// The count of changes that the last sync covered.
     synced: Option<u64>,
-    /// Counts syncs that have ended.
+    /// Counts syncs that have begun.
     syncs: u64,
 }
 
-/// What a sync that begins now will have made durable.
-pub(super) struct Snapshot {
+/// What a sync that has begun will have made durable when it ends with success.
+#[derive(Debug)]
+#[must_use = "a sync that never ends leaves the file with older knowledge: safe, but slower later"]
+pub struct Snapshot {
     size: u64,
     overlong: Option<bool>,
     changes: u64,
@@ -123,6 +127,7 @@ impl State {
             header,
             size,
             disk_len: Some(disk_len),
+            clean_tail: false,
             last_len: None,
             overlong: None,
             floors: Floors::read(floor),
@@ -145,6 +150,7 @@ impl State {
         self.changed();
         self.last_len = None;
         self.disk_len = None;
+        self.clean_tail = false;
     }
 
     /// The file became `size` bytes long by a cut.
@@ -169,19 +175,23 @@ impl State {
 
     /// A sync begins. `tail` is what the last page should hold at the present size.
     pub fn begin_sync(&mut self, tail: usize) -> Snapshot {
+        self.syncs += 1;
         self.floors.mark();
         self.cut = u64::MAX;
         let overlong = if self.was_changed() { self.last_len.map(|len| len > tail) } else { self.overlong };
+        if overlong == Some(true) {
+            // Already while the sync is under way: growth that overtakes it must not rely on the state before.
+            self.overlong = overlong;
+        }
         Snapshot { size: self.size, overlong, changes: self.changes, syncs: self.syncs }
     }
 
     /// The sync is over, with success.
     pub fn end_sync(&mut self, begun: Snapshot) {
         if begun.syncs != self.syncs {
-            // Another one began later and has ended: it knows more.
+            // Another one began later: only its end is counted from its own beginning.
             return;
         }
-        self.syncs += 1;
         self.floors.synced();
         self.durable = begun.size.min(self.cut);
         self.synced = Some(begun.changes);

@@ -3,10 +3,11 @@
 use std::io;
 use std::sync::PoisonError;
 
-use super::state::{Floor, State};
+use super::state::{Floor, Snapshot, State};
 use super::{FileError, PageFile};
-use crate::format::page::PAGE;
+use crate::format::page::{PAGE, is_hole};
 use crate::store::Disk;
+use crate::sys::aligned::with_scratch;
 
 /// Pages that are read through, at most, to find out whether the file has holes before the floor is put.
 const SCAN: u64 = 1024;
@@ -29,17 +30,29 @@ impl<D: Disk> PageFile<D> {
     /// [`FileError::Io`]: nothing may be taken as durable.
     pub fn sync(&self) -> Result<(), FileError> {
         let _one_at_a_time = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        let begun = {
-            let state = &mut *self.change();
-            self.tell_size(state)?;
-            if state.was_changed() {
-                self.last_len(state)?;
-            }
-            state.begin_sync(self.geometry.tail(state.size) as usize)
-        };
+        let begun = self.begin_sync()?;
         self.disk.sync_data()?;
-        self.change().end_sync(begun);
+        self.end_sync(begun);
         Ok(())
+    }
+
+    /// The first half of a sync that the caller does for many files at once (`syncfs`): puts the tail and remembers what
+    /// the sync will cover. After the store has been synced, give the result to [`PageFile::end_sync`]. Needs no key.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn begin_sync(&self) -> Result<Snapshot, FileError> {
+        let state = &mut *self.change();
+        self.tell_size(state)?;
+        if state.was_changed() {
+            self.last_len(state)?;
+        }
+        Ok(state.begin_sync(self.geometry.tail(state.size) as usize))
+    }
+
+    /// The second half: everything up to `begun` is durable now. Not to be called if the sync failed.
+    pub fn end_sync(&self, begun: Snapshot) {
+        self.change().end_sync(begun);
     }
 
     /// Records in page 0 that everything up to the size that the last sync made durable must be there from now on. Call
@@ -69,6 +82,7 @@ impl<D: Disk> PageFile<D> {
             // What is there now need not be what the sync made durable: the next sync will tell.
             return Ok(());
         }
+        self.settle_last(state, false, self.geometry.pages(state.size) == 1)?;
         let new = Floor { value, sparse: state.ragged != Some(false) };
         state.floors.now = new;
         if let Err(error) = self.rewrite_page(state, 0) {
@@ -109,19 +123,44 @@ impl<D: Disk> PageFile<D> {
         if target > border && len / PAGE as u64 > target / PAGE as u64 {
             // A cut inside a page would leave the start of its seal under the tail: a torn page, should the file grow
             // again. So that page becomes a hole first.
-            match self.disk.punch(border, PAGE as u64) {
-                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                    // A write is not ordered before the cut as a punch is: it has to be durable.
-                    self.store(border / PAGE as u64, &ZEROS)?;
-                    self.disk.sync_data()?;
-                }
-                other => other?,
-            }
+            self.erase(border)?;
         }
         state.changed();
         state.disk_len = None;
         self.disk.set_len(target)?;
         state.disk_len = Some(target);
         Ok(())
+    }
+
+    /// Makes sure that page `index`, the first behind the last, is a hole as far as the size tail reaches over it.
+    pub(super) fn clean_tail(&self, state: &mut State, index: u64) -> Result<(), FileError> {
+        let border = index * PAGE as u64;
+        let tail = self.disk_len(state)?.saturating_sub(border).min(PAGE as u64) as usize;
+        let clean = with_scratch(tail, |buf, _| super::fetch(&self.disk, border, buf).map(|got| is_hole(&buf[..got])))?;
+        if !clean {
+            state.changed();
+            self.erase(border)?;
+        }
+        state.clean_tail = true;
+        Ok(())
+    }
+
+    /// Makes the page at `border` a hole, before any later change of the length.
+    fn erase(&self, border: u64) -> Result<(), FileError> {
+        match self.disk.punch(border, PAGE as u64) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                // A write is not ordered before a change of length as a punch is: it has to be durable. It must not
+                // change the length itself, which would tell another size.
+                let (end, mut at) = (self.disk.len()?.min(border + PAGE as u64), border);
+                while at < end {
+                    match self.disk.write_at(&ZEROS[..(end - at) as usize], at)? {
+                        0 => return Err(FileError::Io(io::ErrorKind::WriteZero.into())),
+                        wrote => at += wrote as u64,
+                    }
+                }
+                Ok(self.disk.sync_data()?)
+            }
+            other => Ok(other?),
+        }
     }
 }

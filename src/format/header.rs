@@ -124,6 +124,10 @@ pub struct FileHeader {
 impl FileHeader {
     /// The header's `length` bytes (1024, 2048 or 3072), authenticated.
     pub fn encode(&self, length: usize, mac: &MacKey) -> Result<Vec<u8>, HeaderError> {
+        // Without a slot the file's key would be lost the moment it leaves memory.
+        if self.slots.is_empty() {
+            return Err(HeaderError::Field);
+        }
         let slots = slots::encode(&self.slots).ok_or(HeaderError::TooLong(length))?;
         if !valid_length(length) || SLOTS + slots.len() + MAC > length {
             return Err(HeaderError::TooLong(length));
@@ -185,6 +189,7 @@ impl FileHeader {
         let sound = usize::from(u16::from_le_bytes([body[12], body[13]])) == bytes.len()
             && body[11] == 0
             && zero(14..16)
+            && !slots.is_empty()
             && zero(81..96)
             && zero(SLOTS + used..body.len());
         let suite = Suite::from_code(body[10]).filter(|_| sound).ok_or(HeaderError::Field)?;
@@ -255,6 +260,8 @@ mod tests {
         assert_eq!(big.encode(1024, &mac()), Err(HeaderError::TooLong(1024)));
         assert!(big.encode(2048, &mac()).is_ok());
         assert_eq!(big.encode(4096, &mac()), Err(HeaderError::TooLong(4096)));
+        big.slots.clear();
+        assert_eq!(big.encode(1024, &mac()), Err(HeaderError::Field));
     }
 
     #[test]

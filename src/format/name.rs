@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::DirId;
 use super::dirrec::DIR_RECORD;
-use crate::crypto::names::NameKey;
+use crate::crypto::names::{NameKey, OVERHEAD};
 
 /// The longest name, in bytes, of plaintext and of store entries (`NAME_MAX`).
 pub const NAME_MAX: usize = 255;
@@ -108,20 +108,23 @@ pub fn classify(entry: &[u8]) -> Entry {
     Entry::Short
 }
 
+/// Whether a plain name would be taken for something else in the store.
+fn needs_escape(name: &[u8]) -> bool {
+    classify(name) != Entry::Short || name.starts_with(ESCAPE)
+}
+
 /// The store's name for `name` in `directory`.
 pub fn encode(key: &NameKey, mode: NameMode, directory: &DirId, name: &[u8]) -> Result<StoreName, NameError> {
     if name.len() > NAME_MAX {
         return Err(NameError::TooLong);
     }
     if mode == NameMode::Plain {
-        let entry = if classify(name) == Entry::Short && !name.starts_with(ESCAPE) {
-            name.to_vec()
-        } else {
-            [ESCAPE, name].concat()
-        };
+        let entry = if needs_escape(name) { [ESCAPE, name].concat() } else { name.to_vec() };
         return if entry.len() > NAME_MAX { Err(NameError::TooLong) } else { Ok(StoreName { entry, long: None }) };
     }
-    let text = URL_SAFE_NO_PAD.encode(key.seal(directory.as_bytes(), name).map_err(|_| NameError::Library)?);
+    let mut sealed = [0; OVERHEAD + NAME_MAX];
+    let sealed = key.seal_into(directory.as_bytes(), name, &mut sealed).map_err(|_| NameError::Library)?;
+    let text = URL_SAFE_NO_PAD.encode(sealed);
     if text.len() <= NAME_MAX {
         return Ok(StoreName { entry: text.into_bytes(), long: None });
     }
@@ -136,7 +139,12 @@ fn long_entry(text: &str) -> Vec<u8> {
 /// The name behind a short entry.
 pub fn decode(key: &NameKey, mode: NameMode, directory: &DirId, entry: &[u8]) -> Result<Vec<u8>, NameError> {
     if mode == NameMode::Plain {
-        return Ok(entry.strip_prefix(ESCAPE).unwrap_or(entry).to_vec());
+        return match entry.strip_prefix(ESCAPE) {
+            None => Ok(entry.to_vec()),
+            // A name that needs no escape would have two entries otherwise.
+            Some(name) if needs_escape(name) => Ok(name.to_vec()),
+            Some(_) => Err(NameError::Forged),
+        };
     }
     let sealed = URL_SAFE_NO_PAD.decode(entry).map_err(|_| NameError::Forged)?;
     key.open(directory.as_bytes(), &sealed).ok_or(NameError::Forged)
@@ -145,7 +153,8 @@ pub fn decode(key: &NameKey, mode: NameMode, directory: &DirId, entry: &[u8]) ->
 /// The name behind a long entry, from its symlink's target.
 pub fn decode_long(key: &NameKey, directory: &DirId, entry: &[u8], target: &[u8]) -> Result<Vec<u8>, NameError> {
     let text = std::str::from_utf8(target).map_err(|_| NameError::Forged)?;
-    if long_entry(text) != entry {
+    // A short name in a long entry would be a second entry for the same name.
+    if text.len() <= NAME_MAX || long_entry(text) != entry {
         return Err(NameError::Forged);
     }
     decode(key, NameMode::Encrypted, directory, target)
@@ -155,7 +164,7 @@ pub fn decode_long(key: &NameKey, directory: &DirId, entry: &[u8], target: &[u8]
 mod tests {
     use proptest::prelude::*;
 
-    use super::{Entry, NameError, NameMode, classify, decode, decode_long, encode};
+    use super::{Entry, NameError, NameMode, classify, decode, decode_long, encode, long_entry};
     use crate::crypto::Secret;
     use crate::crypto::names::NameKey;
     use crate::format::DirId;
@@ -196,6 +205,32 @@ mod tests {
             let _ = decode(&key(), NameMode::Encrypted, &DIR, &entry);
             let _ = decode_long(&key(), &DIR, &entry, &entry);
         }
+    }
+
+    #[test]
+    fn no_name_has_two_entries() {
+        let short = encode(&key(), NameMode::Encrypted, &DIR, b"a").unwrap().entry;
+        let text = String::from_utf8(short).unwrap();
+        assert_eq!(decode_long(&key(), &DIR, &long_entry(&text), text.as_bytes()), Err(NameError::Forged));
+        assert_eq!(decode(&key(), NameMode::Plain, &DIR, b"=.letter.txt"), Err(NameError::Forged));
+        assert_eq!(decode(&key(), NameMode::Plain, &DIR, b"=.=.a").unwrap(), b"=.a");
+        // The last character of 4 + 16 bytes carries unused bits: only one of its spellings counts.
+        let text = String::from_utf8(encode(&key(), NameMode::Encrypted, &DIR, b"name").unwrap().entry).unwrap();
+        let readings = (b'A'..=b'Z').chain(b'a'..=b'z').chain(b'0'..=b'9').chain(*b"-_").filter(|last| {
+            let spelled = [&text.as_bytes()[..text.len() - 1], &[*last]].concat();
+            decode(&key(), NameMode::Encrypted, &DIR, &spelled).is_ok()
+        });
+        assert_eq!(readings.count(), 1);
+    }
+
+    /// Computed with Python's `hmac` and `cryptography`: names on disk must never change.
+    #[test]
+    fn the_entries_are_frozen() {
+        let short = encode(&key(), NameMode::Encrypted, &DIR, b"letter.txt").unwrap();
+        assert_eq!(short.entry, b"Pahu5hZl9p6t9Zn5H-715_JAKyl3DGWkOMU");
+        let long = encode(&key(), NameMode::Encrypted, &DIR, &[b'a'; 255]).unwrap();
+        assert_eq!(long.entry, b"=8XsMzZZHyey-Pt8zI2f3CYu_xniJTonzGqYwtW9zAMY");
+        assert_eq!(long.sidecar().unwrap(), b"=8XsMzZZHyey-Pt8zI2f3CYu_xniJTonzGqYwtW9zAMY.name");
     }
 
     #[test]

@@ -115,6 +115,10 @@ impl VolumeRecord {
             return Err(RecordError::Version(format));
         }
         let record: VolumeRecord = toml::from_str(text).map_err(syntax)?;
+        let twice = |(i, key): (usize, &RecordKey)| record.key[..i].iter().any(|other| other.slot == key.slot);
+        if record.key.iter().enumerate().any(twice) || record.key.iter().any(|key| key.secret.is_empty()) {
+            return Err(RecordError::Syntax("a [[key]] without a secret, or two with one slot number".into()));
+        }
         if record.key.is_empty() || !valid_length(usize::from(record.header_len)) {
             return Err(RecordError::Syntax("no [[key]], or no such header length".into()));
         }
@@ -312,6 +316,31 @@ mod tests {
             assert!(matches!(altered.authenticate(&secret(1)), Err(RecordError::Forged)), "change {i}");
         }
         assert!(matches!(record().authenticate(&secret(2)), Err(RecordError::Forged)));
+    }
+
+    #[test]
+    fn slot_numbers_and_secrets_must_make_sense() {
+        let mut twice = record();
+        twice.key.push(twice.key[0].clone());
+        let mut bare = record();
+        bare.key[0].secret.clear();
+        for wrong in [twice, bare] {
+            let text = wrong.to_toml().unwrap();
+            assert!(matches!(VolumeRecord::parse(&text), Err(RecordError::Syntax(_))), "{text}");
+        }
+    }
+
+    /// Computed with Python from `docs/format.md`.
+    #[test]
+    fn the_canonical_form_is_frozen() {
+        assert_eq!(
+            record().canonical().unwrap(),
+            "hyokfs volume record\nformat=1\ngeneration=1\nvolume=01010101010101010101010101010101\n\
+             suite=aes-256-gcm\ngranularity=file\nnames=encrypted\nheader-len=1024\nmax-poll-interval-ms=60000\n\
+             max-lease-ms=3600000\ntenant=+acme\nkeys=1\nslot=0\nuri=local:/k\nsecret=AQI=\ncanary=Aw==\ngroup=-\n"
+        );
+        let tag: String = record().mac.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(tag, "f560d51f0b70d3988950f667e527bf5deabad6fc904ff0a6c694c9ce554316cc");
     }
 
     #[test]

@@ -172,3 +172,11 @@ fn no_more_than_sixteen_ciphers_are_kept() {
     }
     assert_eq!(lock(&reader.ciphers).len(), 16);
 }
+
+#[test]
+fn no_keys_come_from_a_wiped_secret() {
+    let secret = |byte| Secret::from_fn(|key| key.fill(byte)).unwrap();
+    for (file_key, mixing) in [(secret(0), secret(2)), (secret(1), secret(0))] {
+        assert!(PageKeys::new(Suite::Aes256Gcm, &file_key, &mixing, &VolumeId([1; 16]), &FileId([2; 16])).is_err());
+    }
+}

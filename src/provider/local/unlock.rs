@@ -49,6 +49,10 @@ pub(super) fn check(secret: &EnvelopeKey) -> Result<Vec<u8>, KeystoreError> {
 
 /// Whether `secret` is the one that made `sealed`.
 pub(super) fn fits(secret: &EnvelopeKey, sealed: &[u8], path: &Path) -> Result<(), KeystoreError> {
+    // 32 zero bytes are no secret: an envelope takes them for a wiped one and opens nothing.
+    if secret.is_wiped() {
+        return Err(KeystoreError::WrongSecret(path.to_owned()));
+    }
     match secret.open(CHECK, sealed) {
         Ok(_) => Ok(()),
         Err(error) => Err(KeystoreError::sealing(error, || KeystoreError::WrongSecret(path.to_owned()))),
