@@ -72,7 +72,7 @@ impl<D: Disk> PageFile<D> {
             return Err(FileError::NotEmpty);
         }
         let mut state = State::new(keys, header.into(), 0, 0, Floor::default());
-        (state.last_len, state.overlong, state.ragged) = (Some(0), Some(false), Some(false));
+        (state.last_len, state.overlong, state.ragged, state.clean_tail) = (Some(0), Some(false), Some(false), true);
         let file = Self::with_state(disk, geometry, state);
         file.rewrite_page(&mut file.change(), 0)?;
         Ok(file)
@@ -136,6 +136,10 @@ impl<D: Disk> PageFile<D> {
             return Err(FileError::Header(crate::format::page::BadHeaderLen(header.len())));
         }
         let state = &mut *self.change();
+        if state.keys.is_none() {
+            return Err(FileError::Locked);
+        }
+        self.settle_last(state, false, self.geometry.pages(state.size) == 1)?;
         let old = std::mem::replace(&mut state.header, header.into());
         let done = self.rewrite_page(state, 0);
         if done.is_err() {

@@ -85,6 +85,8 @@ pub(super) struct State {
     pub size: u64,
     /// The length of the ciphertext file; `None` after a failed write or cut.
     pub disk_len: Option<u64>,
+    /// Whether the size tail is known to be a hole. A crash or a failed write can leave a part of a page in it.
+    pub clean_tail: bool,
     /// Data bytes sealed in the last page; `None` where nobody has looked yet.
     pub last_len: Option<usize>,
     /// Whether the last page was longer than the size tail when the file was last known durable (at open and at each
@@ -123,6 +125,7 @@ impl State {
             header,
             size,
             disk_len: Some(disk_len),
+            clean_tail: false,
             last_len: None,
             overlong: None,
             floors: Floors::read(floor),
@@ -145,6 +148,7 @@ impl State {
         self.changed();
         self.last_len = None;
         self.disk_len = None;
+        self.clean_tail = false;
     }
 
     /// The file became `size` bytes long by a cut.

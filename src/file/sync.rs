@@ -5,8 +5,9 @@ use std::sync::PoisonError;
 
 use super::state::{Floor, State};
 use super::{FileError, PageFile};
-use crate::format::page::PAGE;
+use crate::format::page::{PAGE, is_hole};
 use crate::store::Disk;
+use crate::sys::aligned::with_scratch;
 
 /// Pages that are read through, at most, to find out whether the file has holes before the floor is put.
 const SCAN: u64 = 1024;
@@ -69,6 +70,7 @@ impl<D: Disk> PageFile<D> {
             // What is there now need not be what the sync made durable: the next sync will tell.
             return Ok(());
         }
+        self.settle_last(state, false, self.geometry.pages(state.size) == 1)?;
         let new = Floor { value, sparse: state.ragged != Some(false) };
         state.floors.now = new;
         if let Err(error) = self.rewrite_page(state, 0) {
@@ -109,19 +111,44 @@ impl<D: Disk> PageFile<D> {
         if target > border && len / PAGE as u64 > target / PAGE as u64 {
             // A cut inside a page would leave the start of its seal under the tail: a torn page, should the file grow
             // again. So that page becomes a hole first.
-            match self.disk.punch(border, PAGE as u64) {
-                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                    // A write is not ordered before the cut as a punch is: it has to be durable.
-                    self.store(border / PAGE as u64, &ZEROS)?;
-                    self.disk.sync_data()?;
-                }
-                other => other?,
-            }
+            self.erase(border)?;
         }
         state.changed();
         state.disk_len = None;
         self.disk.set_len(target)?;
         state.disk_len = Some(target);
         Ok(())
+    }
+
+    /// Makes sure that page `index`, the first behind the last, is a hole as far as the size tail reaches over it.
+    pub(super) fn clean_tail(&self, state: &mut State, index: u64) -> Result<(), FileError> {
+        let border = index * PAGE as u64;
+        let tail = self.disk_len(state)?.saturating_sub(border).min(PAGE as u64) as usize;
+        let clean = with_scratch(tail, |buf, _| super::fetch(&self.disk, border, buf).map(|got| is_hole(&buf[..got])))?;
+        if !clean {
+            state.changed();
+            self.erase(border)?;
+        }
+        state.clean_tail = true;
+        Ok(())
+    }
+
+    /// Makes the page at `border` a hole, before any later change of the length.
+    fn erase(&self, border: u64) -> Result<(), FileError> {
+        match self.disk.punch(border, PAGE as u64) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                // A write is not ordered before a change of length as a punch is: it has to be durable. It must not
+                // change the length itself, which would tell another size.
+                let (end, mut at) = (self.disk.len()?.min(border + PAGE as u64), border);
+                while at < end {
+                    match self.disk.write_at(&ZEROS[..(end - at) as usize], at)? {
+                        0 => return Err(FileError::Io(io::ErrorKind::WriteZero.into())),
+                        wrote => at += wrote as u64,
+                    }
+                }
+                Ok(self.disk.sync_data()?)
+            }
+            other => Ok(other?),
+        }
     }
 }

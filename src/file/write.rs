@@ -97,6 +97,9 @@ impl<D: Disk> PageFile<D> {
         if self.disk_len(state)? / PAGE as u64 > last + 1 {
             self.tell_size(state)?;
         }
+        if grows && !state.clean_tail {
+            self.clean_tail(state, last + 1)?;
+        }
         if overlong && (grows || touches) {
             if len > tail {
                 self.rewrite_page(state, last)?;

@@ -173,7 +173,13 @@ pub enum PageError {
 /// Whether `page`, or what there is of it, is a hole.
 pub fn is_hole(page: &[u8]) -> bool {
     // The first bytes of a page are its epoch or the file header's magic, so almost every page is told here.
-    page.iter().take(8).all(|b| *b == 0) && page.iter().all(|b| *b == 0)
+    page.iter().take(8).all(|b| *b == 0) && is_zero(page)
+}
+
+/// Whether all bytes are zero, by comparison with memory that is: as fast as `memcmp`.
+fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROS: [u8; PAGE] = [0; PAGE];
+    bytes.chunks(PAGE).all(|chunk| *chunk == ZEROS[..chunk.len()])
 }
 
 /// The sealed length that a page claims, without a proof; `slot` starts at the seal. 0 for a hole.
@@ -360,7 +366,7 @@ impl Opener<'_> {
             return Err(PageError::Length);
         }
         let (seal, rest) = slot.split_at(SEAL);
-        if seal.iter().all(|b| *b == 0) {
+        if is_zero(seal) {
             return Err(PageError::NoSeal);
         }
         let length = claimed_len(seal);
@@ -371,7 +377,7 @@ impl Opener<'_> {
             return Err(PageError::Flags);
         }
         let (cipher, padding) = rest.split_at(length);
-        if padding.iter().any(|b| *b != 0) {
+        if !is_zero(padding) {
             return Err(PageError::Padding);
         }
         let epoch = u64::from_le_bytes(seal[..8].try_into().map_err(|_| PageError::Length)?);

@@ -1,1 +1,18 @@
 //! The kernel's requests, decoded and answered.
+//!
+//! [`mount`] opens `/dev/fuse` and attaches it to the mount point, [`session`] runs worker threads that read requests
+//! from it, [`adapter`] turns each request into one call of [`crate::fs::Fs`], [`errno`] turns every error into an
+//! errno in one place, and [`purge`] takes plaintext out of the kernel's caches. The crate `fuser` decodes and encodes
+//! the protocol; nothing outside this module names it.
+
+pub mod adapter;
+mod convert;
+pub mod errno;
+pub mod mount;
+pub mod purge;
+pub mod session;
+mod tune;
+mod waiters;
+
+pub use mount::{Device, MountError, MountOptions};
+pub use session::Session;

@@ -1,7 +1,9 @@
 //! The key services. A provider wraps and unwraps 32-byte keys with a key that never leaves the customer.
 
+pub mod check;
 pub mod connect;
 pub mod observed;
+pub mod policy;
 pub mod settings;
 pub mod uri;
 

@@ -35,8 +35,11 @@ pub struct KeySettings {
     pub azure_tenant_id: Option<String>,
     /// Azure: the application's client id, or the user-assigned identity's.
     pub azure_client_id: Option<String>,
-    /// Azure: which credential: `managed-identity`, `workload-identity`, `client-secret`, `client-certificate`,
-    /// `client-assertion` (default: the first that the environment describes).
+    /// Azure: the client id of the machine's user-assigned identity, where it vouches for an application in another
+    /// tenant (`federated-managed-identity`).
+    pub azure_identity_client_id: Option<String>,
+    /// Azure: which credential: `managed-identity`, `federated-managed-identity`, `workload-identity`,
+    /// `client-secret`, `client-certificate`, `client-assertion` (default: the first that the environment describes).
     pub azure_credential: Option<String>,
     /// Azure: the authority's address of a sovereign cloud, or `https://login.microsoftonline.com`.
     pub azure_authority: Option<String>,
@@ -46,6 +49,8 @@ pub struct KeySettings {
     pub azure_client_certificate_file: Option<PathBuf>,
     /// Azure: a file with the client assertion, read anew for each token.
     pub azure_assertion_file: Option<PathBuf>,
+    /// Azure: have the service wrap with RSA keys too, for a line per new file in the vault's log.
+    pub azure_remote_wrap: bool,
     /// Local keystore: a file with its secret instead of `PATH.secret`.
     pub local_secret_file: Option<PathBuf>,
     /// Whether this key has worked before: then "not found" and "access denied" are the customer's no, else a mistake.
@@ -69,11 +74,13 @@ impl Default for KeySettings {
             session_name: None,
             azure_tenant_id: None,
             azure_client_id: None,
+            azure_identity_client_id: None,
             azure_credential: None,
             azure_authority: None,
             azure_client_secret_file: None,
             azure_client_certificate_file: None,
             azure_assertion_file: None,
+            azure_remote_wrap: false,
             local_secret_file: None,
             worked_before: false,
         }

@@ -1,0 +1,273 @@
+//! Listing directories. Offsets are the store's own (stable while entries come and go); names are decrypted as they pass.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, Weak};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom};
+
+use super::error::FsError;
+use super::inode::{Inode, lock, read};
+use super::live::{Head, read_head};
+use super::types::{DirEntry, Fh, Ino, Kind};
+use super::{Fs, Handle};
+use crate::crypto::kdf::VolumeKeys;
+use crate::format::DirId;
+use crate::format::name::{self, Entry};
+use crate::store::open_beneath;
+
+/// Bytes of entries that are fetched from the store at once.
+const BATCH: usize = 32 << 10;
+/// Files per listing whose keys are fetched ahead.
+const AHEAD: usize = 256;
+
+struct Raw {
+    name: Vec<u8>,
+    backing: u64,
+    kind: FileType,
+    next: u64,
+}
+
+/// An open directory.
+pub(super) struct Stream {
+    fd: OwnedFd,
+    waiting: VecDeque<Raw>,
+    /// The offset of the first waiting entry.
+    at: u64,
+    ahead: usize,
+}
+
+impl Stream {
+    fn seek(&mut self, off: u64) -> Result<(), FsError> {
+        if off != self.at || off == 0 {
+            self.waiting.clear();
+            rustix::fs::seek(&self.fd, SeekFrom::Start(off))?;
+            self.at = off;
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self) -> Result<(), FsError> {
+        let mut buffer = [MaybeUninit::<u8>::uninit(); BATCH];
+        let mut entries = RawDir::new(&self.fd, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            self.waiting.push_back(Raw {
+                name: entry.file_name().to_bytes().to_vec(),
+                backing: entry.ino(),
+                kind: entry.file_type(),
+                next: entry.next_entry_cookie(),
+            });
+            if entries.is_buffer_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Fs {
+    /// Opens a directory for listing.
+    pub fn opendir(&self, ino: Ino) -> Result<Fh, FsError> {
+        let keys = self.enter()?;
+        let dir = self.dir(ino)?;
+        self.dir_id(&keys, &dir)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let fd = open_beneath(&*self.dir_fd(&dir)?, OsStr::new("."), flags, Mode::empty())?;
+        let stream = Stream { fd, waiting: VecDeque::new(), at: 0, ahead: 0 };
+        Ok(self.add_handle(Handle { inode: dir, live: None, write: false, stream: Some(Mutex::new(stream)) }))
+    }
+
+    /// Closes a directory. Works when the volume is locked, too.
+    pub fn releasedir(&self, fh: Fh) -> Result<(), FsError> {
+        self.take_handle(fh).map(|_| ()).ok_or_else(|| FsError::os(rustix::io::Errno::BADF))
+    }
+
+    /// Lists a directory from `off` on (0, or the `next_off` of an entry): calls `each` until it says that it is full
+    /// (then that entry was not taken) or the end. With `plus`, attributes come along and the kernel holds a reference
+    /// to every entry taken but `.` and `..`.
+    pub fn readdir(
+        &self,
+        _ino: Ino,
+        fh: Fh,
+        off: u64,
+        plus: bool,
+        each: &mut dyn FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<(), FsError> {
+        let keys = self.enter()?;
+        let handle = self.handle(fh)?;
+        let (dir, stream) = match &handle.stream {
+            Some(stream) => (&handle.inode, stream),
+            None => return Err(FsError::os(rustix::io::Errno::BADF)),
+        };
+        let id = self.dir_id(&keys, dir)?;
+        let fd = self.dir_fd(dir)?;
+        let mut stream = lock(stream);
+        stream.seek(off)?;
+        let mut wanted = Vec::new();
+        let done = loop {
+            if stream.waiting.is_empty() {
+                stream.fill()?;
+            }
+            let Some(raw) = stream.waiting.front() else { break Ok(()) };
+            let next = raw.next;
+            if plus && self.options.remote && raw.kind == FileType::RegularFile && stream.ahead + wanted.len() < AHEAD {
+                wanted.push(raw.name.clone());
+            }
+            match self.list_one(&keys, dir, &fd, &id, raw, plus, each) {
+                Ok(false) => {
+                    stream.waiting.pop_front();
+                    stream.at = next;
+                }
+                Ok(true) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        stream.ahead += wanted.len();
+        if !wanted.is_empty() {
+            self.prefetch.ask(dir, id, wanted);
+        }
+        done
+    }
+
+    /// Hands one entry out; gives whether `each` is full.
+    #[allow(clippy::too_many_arguments)] // one call's worth of state that has no other use
+    fn list_one(
+        &self,
+        keys: &VolumeKeys,
+        dir: &Arc<Inode>,
+        fd: &OwnedFd,
+        id: &DirId,
+        raw: &Raw,
+        plus: bool,
+        each: &mut dyn FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<bool, FsError> {
+        if raw.name == b"." || raw.name == b".." {
+            let place = read(&dir.places).list.first().map(|place| place.parent.ino);
+            let ino = if raw.name == b"." { dir.ino } else { place.unwrap_or(dir.ino) };
+            let name = OsStr::from_bytes(&raw.name);
+            return Ok(each(DirEntry { ino, next_off: raw.next, kind: Kind::Directory, name, attr: None }));
+        }
+        let Some(name) = self.plain_name(keys, fd, id, &raw.name) else { return Ok(false) };
+        let _names = read(&dir.names);
+        let kind = match Kind::of(raw.kind) {
+            Some(kind) if !plus => {
+                let ino = self.table.listed(raw.backing);
+                return Ok(each(DirEntry { ino, next_off: raw.next, kind, name: &name, attr: None }));
+            }
+            _ => match self.stat_entry(fd, &raw.name) {
+                Ok(stat) => stat,
+                // It went since the batch was fetched.
+                Err(FsError::NotFound) => return Ok(false),
+                Err(error) => return Err(error),
+            },
+        };
+        let lookups = u64::from(plus);
+        let inode = self.found(dir, &raw.name, &name, &kind, lookups)?;
+        let attr = self.attr(&inode, &kind)?;
+        let attr = plus.then_some(attr);
+        let full = each(DirEntry { ino: inode.ino, next_off: raw.next, kind: inode.kind, name: &name, attr });
+        if full {
+            self.forget(inode.ino, lookups);
+        }
+        Ok(full)
+    }
+
+    /// The plaintext name of an entry; none for hyokfs's own, and for what can't be decrypted.
+    fn plain_name(&self, keys: &VolumeKeys, fd: &OwnedFd, id: &DirId, entry: &[u8]) -> Option<OsString> {
+        let plain = match name::classify(entry) {
+            Entry::Temporary | Entry::Sidecar | Entry::Reserved => return None,
+            Entry::Short => name::decode(&keys.names, self.names, id, entry),
+            Entry::Long => {
+                let sidecar = name::sidecar_of(entry);
+                match rustix::fs::readlinkat(fd, OsStr::from_bytes(&sidecar), Vec::new()) {
+                    Ok(target) => name::decode_long(&keys.names, id, entry, target.to_bytes()),
+                    Err(_) => Err(name::NameError::Forged),
+                }
+            }
+        };
+        match plain {
+            // The decoder is strict about its alphabet, but nothing stops a forged plain name.
+            Ok(plain) if !plain.is_empty() && plain != b"." && plain != b".." && !plain.contains(&b'/') => {
+                Some(OsString::from_vec(plain))
+            }
+            _ => {
+                if !self.warned.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        directory = %id,
+                        entry = %String::from_utf8_lossy(entry),
+                        "an entry of the store is not shown: its name was altered or put there by something else; \
+                         `hyokfs verify` lists all such entries (this is logged once)"
+                    );
+                }
+                None
+            }
+        }
+    }
+
+    /// Reads the headers of listed files and asks for their keys.
+    fn prefetch_now(&self, dir: &Arc<Inode>, id: &DirId, entries: &[Vec<u8>]) {
+        let Ok(fd) = self.dir_fd(dir) else { return };
+        for entry in entries {
+            let Ok(keys) = self.enter() else { return };
+            let name = OsStr::from_bytes(entry);
+            if !rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| Fs::is_file(&stat)) {
+                continue;
+            }
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME;
+            let opened = open_beneath(&fd, name, flags, Mode::empty());
+            let opened = opened.or_else(|_| open_beneath(&fd, name, flags - OFlags::NOATIME, Mode::empty()));
+            let Ok(file) = opened.map(File::from) else { continue };
+            let Ok(Head::Whole(bytes)) = read_head(&file, self.header_len) else { continue };
+            let header = crate::format::header::FileHeader::decode(&bytes, &keys.header, self.volume);
+            if let Ok(header) = header
+                && header.parents.allow(id)
+                && self.keyring.cached(&header.file).is_none()
+            {
+                self.keyring.prefetch(header.file, header.slots);
+            }
+        }
+    }
+}
+
+type Wish = (Weak<Inode>, DirId, Vec<Vec<u8>>);
+
+/// One thread that reads headers ahead of opens, so that listing a directory waits for none of it.
+pub(super) struct Prefetcher {
+    wishes: Option<SyncSender<Wish>>,
+}
+
+impl Prefetcher {
+    /// Starts the thread, if keys come from afar.
+    pub fn start(fs: Weak<Fs>, remote: bool) -> Prefetcher {
+        if !remote {
+            return Prefetcher { wishes: None };
+        }
+        let (wishes, wanted) = sync_channel::<Wish>(16);
+        let thread = std::thread::Builder::new().name("hyokfs-ahead".to_owned()).spawn(move || {
+            // Ends when the filesystem, and with it the sender, goes.
+            while let Ok((dir, id, entries)) = wanted.recv() {
+                if let (Some(fs), Some(dir)) = (fs.upgrade(), dir.upgrade()) {
+                    fs.prefetch_now(&dir, &id, &entries);
+                }
+            }
+        });
+        if let Err(error) = &thread {
+            tracing::warn!(%error, "no thread for fetching keys ahead: first opens will wait for the key service");
+        }
+        Prefetcher { wishes: thread.is_ok().then_some(wishes) }
+    }
+
+    fn ask(&self, dir: &Arc<Inode>, id: DirId, entries: Vec<Vec<u8>>) {
+        if let Some(wishes) = &self.wishes {
+            // Too many listings at once: then their opens fetch the keys themselves.
+            let _ = wishes.try_send((Arc::downgrade(dir), id, entries));
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! A running connection: worker threads that read requests until the mount is gone.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fuser::{Config, Notifier, SessionACL};
+
+use super::adapter::Adapter;
+use super::mount::{Attached, Device};
+use super::purge::Purge;
+use super::tune;
+use crate::fs::Fs;
+
+/// The largest READ and WRITE, in bytes: what the kernel's default of `fs.fuse.max_pages_limit` (256 pages) allows.
+pub const MAX_REQUEST: u32 = 1 << 20;
+
+/// Worker threads: one per processor, but two at least, so that a slow disk read does not hold up the rest.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16)
+}
+
+/// A mounted volume that answers. Dropping it without [`Session::end`] leaves the mount to the kernel.
+pub struct Session {
+    attached: Attached,
+    notifier: Notifier,
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    over: Receiver<()>,
+}
+
+impl Session {
+    /// Shakes hands with the kernel and starts the workers. `on_end` runs on a worker's thread when the connection has
+    /// ended, whoever ended it.
+    pub fn start(device: Device, fs: Arc<Fs>, on_end: impl FnOnce() + Send + 'static) -> io::Result<Session> {
+        let Device { fd, mountpoint: attached } = device;
+        let mut config = Config::default();
+        config.n_threads = Some(workers());
+        config.clone_fd = true;
+        // Who may enter is decided by the kernel (`allow_other` or not); fuser's own check would ask again.
+        config.acl = SessionACL::All;
+        let session = fuser::Session::from_fd(Adapter::new(fs), fd, SessionACL::All, config)?;
+        if let Some(minor) = attached.minor {
+            tune::tune(minor);
+        }
+        let notifier = session.notifier();
+        let ended = Arc::new(AtomicBool::new(false));
+        let (say_over, over) = mpsc::channel();
+        let flag = ended.clone();
+        let thread = std::thread::Builder::new().name("fuse-session".into()).spawn(move || {
+            if let Err(error) = session.run() {
+                tracing::debug!(%error, "the FUSE connection ended");
+            }
+            flag.store(true, Ordering::SeqCst);
+            let _ = say_over.send(());
+            on_end();
+        })?;
+        Ok(Session { attached, notifier, ended, thread: Some(thread), over })
+    }
+
+    /// Where the volume is mounted.
+    pub fn attached(&self) -> &Attached {
+        &self.attached
+    }
+
+    /// Whether the connection has ended.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// What takes plaintext out of the kernel's caches.
+    pub fn purge(&self) -> Purge {
+        Purge::new(self.notifier.clone())
+    }
+
+    /// Waits until the connection has ended; false when `limit` passed first.
+    pub fn wait_ended(&self, limit: Duration) -> bool {
+        self.has_ended()
+            || match self.over.recv_timeout(limit) {
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => true,
+                Err(RecvTimeoutError::Timeout) => self.has_ended(),
+            }
+    }
+
+    /// Ends the connection by force: abort, then lazy unmount. The caches must have been purged before. Gives whether
+    /// the connection is known to have ended within `limit`.
+    pub fn end(&mut self, limit: Duration) -> bool {
+        if self.has_ended() {
+            return true;
+        }
+        let aborted = self.attached.abort();
+        if let Err(error) = self.attached.detach() {
+            // EINVAL: somebody else has already unmounted it.
+            tracing::debug!(%error, aborted, "detaching the mount");
+        }
+        let ended = self.wait_ended(limit);
+        if ended && let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        ended
+    }
+}

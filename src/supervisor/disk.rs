@@ -1,0 +1,51 @@
+//! The disk below the store: whether the kernel keeps a page still while it is being written ("stable pages").
+//!
+//! Without it a page that is overwritten while the disk reads it can reach the disk torn, and a torn sealed page is
+//! lost. `queue/stable_writes` (`Documentation/ABI/stable/sysfs-block`) makes the kernel wait; root can set it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Sealed pages are written whole; the disk must do so too.
+const PAGE: u64 = 4096;
+
+/// Looks at the disk of `store`, sets what may be set, and gives what the operator should know.
+pub fn prepare(store: &Path) -> Vec<String> {
+    let Ok(meta) = fs::metadata(store) else { return Vec::new() };
+    let device = meta.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let Some(queue) = queue_of(major, minor) else {
+        // A network or stacked filesystem: what is below it cannot be seen from here.
+        return Vec::new();
+    };
+    let mut warnings = Vec::new();
+    let stable = queue.join("stable_writes");
+    match fs::read_to_string(&stable) {
+        Ok(value) if value.trim() == "0" => {
+            if fs::write(&stable, "1").is_err() {
+                warnings.push(format!(
+                    "the store's disk has no stable pages: a power cut can lose a page that is rewritten at that moment; \
+                     as root: echo 1 > {}",
+                    stable.display()
+                ));
+            }
+        }
+        _ => {}
+    }
+    let block =
+        fs::read_to_string(queue.join("physical_block_size")).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    if let Some(block) = block.filter(|block| *block < PAGE) {
+        tracing::info!(
+            block,
+            "the store's disk writes blocks smaller than a page; a power cut tears a page only if the disk splits a 4 KiB write"
+        );
+    }
+    warnings
+}
+
+fn queue_of(major: u32, minor: u32) -> Option<PathBuf> {
+    let device = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+    // A partition has no queue of its own; its disk, one level up, has.
+    [device.join("queue"), device.parent()?.join("queue")].into_iter().find(|queue| queue.is_dir())
+}

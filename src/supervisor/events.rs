@@ -1,0 +1,36 @@
+//! Everything that can happen to a mount, in one queue.
+
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use super::control;
+use super::lock::Mounted;
+use super::state;
+use super::status::LockReport;
+use super::volume::VolumeError;
+use crate::liveness::Answer;
+
+/// One thing that happened.
+pub enum Happened {
+    /// The key service answered a probe.
+    Probed(Answer),
+    /// The key service answered an ordinary call.
+    Used(state::Reply),
+    /// A lock has run to its end.
+    Locked(Box<LockReport>),
+    /// The volume was unlocked and mounted, or could not be.
+    Unlocked(Result<Box<Mounted>, Box<VolumeError>>),
+    /// The connection of the mount with this number ended, whoever ended it.
+    SessionEnded(u64),
+    /// A command came through the control socket; the answer goes to the sender.
+    Command(control::Request, Sender<control::Reply>),
+    /// SIGTERM or SIGINT.
+    Signal,
+}
+
+/// Time since the machine started, suspend included (`CLOCK_BOOTTIME`): a lease must not stand still while the lid is
+/// closed.
+pub fn now() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}

@@ -1,0 +1,15 @@
+//! hyokfs against AWS KMS, through the real SDK: against the fake, and against an emulator that others wrote.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../fakes/aws/mod.rs"]
+mod fake;
+
+mod check;
+mod docs;
+mod emulator;
+mod node;
+mod printed;
+mod roles;
+mod round_trip;
+mod verdicts;
