@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -25,9 +26,12 @@ use hyokfs::format::page::PageKeys;
 use hyokfs::format::slots::{KeySlot, Via};
 use hyokfs::format::volume::{Granularity, RecordKey, VolumeRecord};
 use hyokfs::format::{DirId, FileId, VolumeId};
+use hyokfs::fs::{Caller, Fs, FsOptions};
+use hyokfs::keyring::{Keyring, KeyringOptions};
 use hyokfs::provider::local::{LocalKey, ensure};
-use hyokfs::provider::{Context, KeySettings, Provider};
-use hyokfs::store::RealDisk;
+use hyokfs::provider::{Context, KeySettings, KeyUri, Provider, Unobserved};
+use hyokfs::store::{RealDisk, Store};
+use hyokfs::supervisor::volume::{self, NewVolume};
 
 struct World {
     folder: tempfile::TempDir,
@@ -211,6 +215,86 @@ fn one_key_a_file_and_encrypted_names() {
     assert!(String::from_utf8_lossy(&world.read().stderr).contains("shorter than its floor"));
     fs::write(&path, &good).unwrap();
     assert!(world.read().status.success());
+}
+
+/// What the whole filesystem writes, from `init` to the last attribute.
+#[test]
+fn what_the_filesystem_writes() {
+    for granularity in [Granularity::File, Granularity::Volume] {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (store, keystore) = (folder.path().join("store"), folder.path().join("keys"));
+        let settings = KeySettings { tenant: Some("acme".into()), ..KeySettings::default() };
+        ensure(Some(&keystore), None, &settings).unwrap();
+        let uri = KeyUri::Local { path: Some(keystore), name: None };
+        let new = NewVolume {
+            suite: Suite::auto(),
+            granularity,
+            names: NameMode::Encrypted,
+            max_poll_interval: Duration::from_secs(60),
+            max_lease: Duration::from_secs(300),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(volume::create(&store, &uri, &settings, new)).unwrap();
+        let opened = Arc::new(Store::open(&store).unwrap());
+        let record = volume::read_record(&opened).unwrap();
+        let unlocked = runtime.block_on(volume::unlock(record, &settings, Arc::new(Unobserved))).unwrap();
+        let id = unlocked.volume.record.volume;
+        let in_group = (granularity == Granularity::Volume).then_some(id.0);
+        let options = KeyringOptions {
+            slot: unlocked.slot,
+            tenant: settings.tenant.clone(),
+            new_in_group: in_group,
+            ..KeyringOptions::default()
+        };
+        let keyring = Keyring::new(unlocked.provider, runtime.handle().clone(), id, options, Arc::new(Unobserved));
+        if let Some(group) = unlocked.group {
+            keyring.set_group(id.0, group).unwrap();
+        }
+        let fs = Fs::mount(opened, unlocked.volume, keyring, FsOptions::default()).unwrap();
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let caller = Caller { uid, gid, pid: 0 };
+        let (root, long) = (1, OsStr::from_bytes(&[b'l'; 255]));
+        let dir = fs.mkdir(&caller, root, OsStr::new("dir"), 0o755, 0).unwrap().ino;
+        let put = |parent, name: &OsStr, content: &[u8]| {
+            let (attr, fh) = fs.create(&caller, parent, name, 0o644, 0, 2).unwrap();
+            assert_eq!(fs.write(attr.ino, fh, 0, content, false, false).unwrap(), content.len());
+            fs.fsync(attr.ino, fh, false).unwrap();
+            fs.release(attr.ino, fh).unwrap();
+            attr.ino
+        };
+        let first = put(root, OsStr::new("first"), &bytes(10_000));
+        put(dir, long, &bytes(1));
+        fs.symlink(&caller, dir, OsStr::new("link"), b"first").unwrap();
+        fs.link(first, dir, OsStr::new("hard")).unwrap();
+        fs.rename(root, OsStr::new("first"), root, OsStr::new("renamed"), 0).unwrap();
+        fs.setxattr(first, OsStr::new("user.colour"), b"blue\0", 0).unwrap();
+        fs.setxattr(dir, OsStr::new("user.empty"), b"", 0).unwrap();
+        drop(fs);
+
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reader/hyokfs_reader.py");
+        let read = Command::new("python3").arg("-B").arg(script).arg(&store).output().unwrap();
+        assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+        let text = String::from_utf8(read.stdout).unwrap();
+        let hash = |content: &[u8]| -> String {
+            let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, content);
+            digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+        };
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
+        let big = hash(&bytes(10_000));
+        let mut expected = vec![
+            "attribute\t0\t\tuser.empty".to_owned(),
+            "attribute\t5\tblue\\x00\tuser.colour".to_owned(),
+            "attribute\t5\tblue\\x00\tuser.colour".to_owned(),
+            "directory\t0\t-\tdir".to_owned(),
+            format!("file\t10000\t{big}\tdir/hard"),
+            format!("file\t10000\t{big}\trenamed"),
+            format!("file\t1\t{}\tdir/{}", hash(&bytes(1)), "l".repeat(255)),
+            "symlink\t0\tfirst\tdir/link".to_owned(),
+        ];
+        expected.sort_unstable();
+        assert_eq!(lines, expected);
+    }
 }
 
 #[test]

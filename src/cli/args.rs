@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::key_args::KeyArgs;
+use crate::format::VolumeId;
 use crate::provider::KeyUri;
 
 /// Hold-your-own-key filesystem: an encrypted directory whose files are keyed by a key that its owner can revoke.
@@ -166,9 +167,6 @@ pub struct MountArgs {
     /// Go to the background as soon as the volume is mounted.
     #[arg(long)]
     pub background: bool,
-    /// Read options from this TOML file; the command line comes first.
-    #[arg(long, value_name = "FILE", env = "HYOKFS_CONFIG")]
-    pub config: Option<PathBuf>,
     /// The daemon's own options.
     #[command(flatten)]
     pub options: MountOptionArgs,
@@ -306,7 +304,7 @@ pub struct PolicyArgs {
     pub format: PolicyFormat,
     /// AWS: the ARN of the vendor's role that hyokfs runs under; Azure: the object id of its service principal.
     #[arg(long, value_name = "ARN|ID")]
-    pub principal: String,
+    pub vendor: String,
     /// AWS: the external id; left out: a new random one.
     #[arg(long)]
     pub external_id: Option<String>,
@@ -316,6 +314,9 @@ pub struct PolicyArgs {
     /// Allow the key for this tenant name alone (AWS: bound to the context `hyokfs:tenant`).
     #[arg(long)]
     pub tenant: Option<String>,
+    /// Allow the key for this volume alone (AWS: bound to the context `hyokfs:volume`).
+    #[arg(long, value_name = "ID")]
+    pub volume: Option<VolumeId>,
     /// The customer's key.
     pub key: KeyUri,
 }

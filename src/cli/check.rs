@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use super::args::CheckArgs;
 use super::{CliError, runtime};
 use crate::provider::check::{self, Report, Subject};
-use crate::provider::{KeySettings, KeyUri, ProviderError, connect};
+use crate::provider::{KeySettings, KeyUri};
 use crate::store::Store;
 use crate::supervisor::{pin, volume};
 
 /// Tries every permission and says which is missing.
 pub fn run(args: CheckArgs) -> Result<(), CliError> {
-    let base = args.settings.over(KeySettings::default());
+    let base = args.settings.settings()?;
     let path = PathBuf::from(&args.target);
     let (uri, settings, subject) = if path.join(crate::format::name::VOLUME_RECORD).exists() {
         of_store(&path, &base)?
@@ -21,7 +21,7 @@ pub fn run(args: CheckArgs) -> Result<(), CliError> {
         })?;
         (uri, base, Subject::default())
     };
-    let report = runtime()?.block_on(through(&uri, &settings, &subject))?;
+    let report = runtime()?.block_on(check::run(&uri, &settings, &subject))?;
     print(&report, args.json)?;
     if report.ok() {
         return Ok(());
@@ -36,16 +36,6 @@ fn of_store(path: &Path, base: &KeySettings) -> Result<(KeyUri, KeySettings, Sub
     let key = record.key.first().ok_or_else(|| CliError::Refused("hyokfs.toml names no key".into()))?;
     let uri = key.uri.parse().map_err(volume::VolumeError::from)?;
     Ok((uri, settings, Subject { volume: Some(record.volume) }))
-}
-
-async fn through(uri: &KeyUri, settings: &KeySettings, subject: &Subject) -> Result<Report, ProviderError> {
-    match uri {
-        #[cfg(feature = "aws")]
-        KeyUri::AwsKms { .. } => check::aws(uri, settings, subject).await,
-        #[cfg(feature = "azure")]
-        KeyUri::AzureKeyVault { .. } => check::azure(uri, settings, subject).await,
-        _ => check::through(&*connect(uri, settings).await?, settings, subject).await,
-    }
 }
 
 fn print(report: &Report, json: bool) -> Result<(), CliError> {

@@ -83,7 +83,7 @@ impl MountConfig {
 /// Merges command line, `-o` and configuration file, in this order of precedence.
 pub fn mount_config(args: MountArgs) -> Result<MountConfig, ConfigError> {
     let mut kernel = MountOptions { source: args.store.clone(), ..MountOptions::default() };
-    let mut config = args.config;
+    let mut config = args.settings.config.clone();
     let mut table = toml::Table::new();
     for option in &args.opts {
         read_option(option, &mut kernel, &mut table, &mut config)?;

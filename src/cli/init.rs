@@ -5,12 +5,12 @@ use super::{CliError, runtime};
 use crate::crypto::suite::Suite;
 use crate::format::name::NameMode;
 use crate::format::volume::Granularity;
-use crate::provider::{KeySettings, KeyUri, local};
+use crate::provider::{KeyUri, local};
 use crate::supervisor::volume::{self, NewVolume};
 
 /// Makes a volume and prints what to keep.
 pub fn run(args: InitArgs) -> Result<(), CliError> {
-    let settings = args.settings.over(KeySettings::default());
+    let settings = args.settings.settings()?;
     if let KeyUri::Local { path, name } = &args.key
         && local::ensure(path.as_deref(), name.as_deref(), &settings)?
     {

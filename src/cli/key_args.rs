@@ -5,12 +5,16 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::config::{self, ConfigError};
 use crate::provider::KeySettings;
 
 /// Options of the key service. What is left out comes from the configuration file, then from the defaults.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Key service")]
 pub struct KeyArgs {
+    /// Read options from this TOML file; the command line comes first.
+    #[arg(long, value_name = "FILE", env = "HYOKFS_CONFIG")]
+    pub config: Option<PathBuf>,
     /// The vendor's name for the customer, sent as context with every call.
     #[arg(long, env = "HYOKFS_TENANT")]
     pub tenant: Option<String>,
@@ -77,6 +81,12 @@ pub struct KeyArgs {
 }
 
 impl KeyArgs {
+    /// What was given, over the configuration file, over the defaults.
+    pub fn settings(self) -> Result<KeySettings, ConfigError> {
+        let base = config::key_settings(self.config.as_deref())?;
+        Ok(self.over(base))
+    }
+
     /// Puts what was given over `base`.
     pub fn over(self, mut base: KeySettings) -> KeySettings {
         fn put<T>(slot: &mut Option<T>, value: Option<T>) {

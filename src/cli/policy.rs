@@ -12,9 +12,10 @@ pub fn run(args: PolicyArgs) -> Result<(), CliError> {
         PolicyFormat::Cloudformation => Format::CloudFormation,
         PolicyFormat::Bicep => Format::Bicep,
     };
-    let mut access = Access::new(args.key, args.principal)?;
+    let mut access = Access::new(args.key, args.vendor)?;
     access.role_name = args.role_name;
     access.tenant = args.tenant;
+    access.volume = args.volume;
     if let Some(id) = args.external_id {
         access.external_id = id;
     }

@@ -37,7 +37,7 @@ impl Fs {
         }
         let (uid, gid, passes) = self.owner_in(caller, dir);
         // The kernel made it root's, with the group of the directory if that passes it on.
-        let same_group = passes || gid == rustix::process::getegid().as_raw();
+        let same_group = passes || gid == self.group;
         if uid != 0 || !same_group {
             self.chown_fd(fd, Some(uid), Some(gid))?;
             if let Some(mode) = mode.filter(|mode| mode & 0o6000 != 0) {

@@ -4,7 +4,7 @@
 //!   look-ups only, never over a call.
 //! - Threads that want the same key wait for one call. A remote provider is called by a task of the runtime while the
 //!   thread waits, at most until the deadline; a local one answers on the thread itself.
-//! - Between two locks everything runs under one [`access::Access`]. A lock closes it: calls in flight are dropped, and
+//! - Between two locks everything runs under one `Access`. A lock closes it: calls in flight are dropped, and
 //!   what they still bring is wiped.
 //!
 //! Lock order: `state` alone; flights, tally and rate have their own mutexes, which are never held together with it.

@@ -5,7 +5,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Context, KeySettings, Provider, ProviderError};
+use super::{Context, KeySettings, KeyUri, Provider, ProviderError};
 use crate::format::{FileId, VolumeId};
 
 /// One thing that was tried.
@@ -106,10 +106,12 @@ pub(super) fn no_randomness() -> ProviderError {
 ///
 /// # Errors
 /// Settings that can't be used, before anything is tried.
-pub async fn run(uri: &super::KeyUri, settings: &KeySettings, subject: &Subject) -> Result<Report, ProviderError> {
+pub async fn run(uri: &KeyUri, settings: &KeySettings, subject: &Subject) -> Result<Report, ProviderError> {
     match uri {
         #[cfg(feature = "aws")]
-        super::KeyUri::AwsKms { .. } => aws(uri, settings, subject).await,
+        KeyUri::AwsKms { .. } => aws(uri, settings, subject).await,
+        #[cfg(feature = "azure")]
+        KeyUri::AzureKeyVault { .. } => azure(uri, settings, subject).await,
         _ => through(&*super::connect::connect(uri, settings).await?, settings, subject).await,
     }
 }
@@ -119,8 +121,8 @@ pub async fn run(uri: &super::KeyUri, settings: &KeySettings, subject: &Subject)
 /// # Errors
 /// Settings that can't be used, before anything is tried.
 #[cfg(feature = "aws")]
-pub async fn aws(uri: &super::KeyUri, settings: &KeySettings, subject: &Subject) -> Result<Report, ProviderError> {
-    let super::KeyUri::AwsKms { arn } = uri else {
+pub async fn aws(uri: &KeyUri, settings: &KeySettings, subject: &Subject) -> Result<Report, ProviderError> {
+    let KeyUri::AwsKms { arn } = uri else {
         return Err(ProviderError {
             verdict: super::Verdict::Misconfigured,
             code: "InvalidArn".to_owned(),

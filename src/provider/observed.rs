@@ -199,3 +199,60 @@ impl Provider for Observed {
         self.tell(Operation::Describe, None, self.inner.describe(), |_| None).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::format::VolumeId;
+    use crate::provider::KeySettings;
+    use crate::provider::local::{self, Keystore, LocalKey};
+
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<Told>>);
+    type Told = (Operation, Reason, Option<FileId>, Verdict, Option<Verdict>);
+
+    impl Observer for Heard {
+        fn key_call(&self, call: &KeyCall<'_>) {
+            assert!(call.started.elapsed() >= call.latency);
+            let heard = (call.operation, call.reason, call.file, call.verdict(), call.proves());
+            self.0.lock().unwrap().push(heard);
+        }
+    }
+
+    #[tokio::test]
+    async fn every_call_is_told_once_with_what_it_proves() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, settings) = (folder.path().join("keys"), KeySettings::default());
+        local::ensure(Some(&path), None, &settings).unwrap();
+        let heard = Arc::new(Heard::default());
+        let key = Arc::new(LocalKey::new(Some(&path), None, &settings));
+        let observed = Observed::new(key, heard.clone(), Reason::Drill);
+        let file = Some(FileId([1; 16]));
+        let context = Context { volume: VolumeId([2; 16]), file, tenant: None };
+        let (secret, wrapped) = observed.generate(&context).await.unwrap();
+        observed.wrap(&context, &secret).await.unwrap();
+        observed.unwrap(&context, &wrapped.blob).await.unwrap();
+        observed.probe(&context, &wrapped.blob).await.unwrap();
+        observed.describe().await.unwrap();
+        Keystore::at(Some(&path), &settings).disable("default").unwrap();
+        observed.unwrap(&context, &wrapped.blob).await.unwrap_err();
+        observed.generate(&context).await.unwrap_err();
+        observed.unwrap(&context, b"x").await.unwrap_err();
+        let (live, denied) = (Verdict::Live, Verdict::Denied);
+        let expected = [
+            (Operation::Generate, file, live, None),
+            (Operation::Wrap, file, live, None),
+            (Operation::Unwrap, file, live, Some(live)),
+            (Operation::Probe, file, live, Some(live)),
+            (Operation::Describe, None, live, None),
+            (Operation::Unwrap, file, denied, Some(denied)),
+            (Operation::Generate, file, denied, Some(denied)),
+            (Operation::Unwrap, file, denied, Some(denied)),
+        ];
+        let expected = expected.map(|(op, file, verdict, proves)| (op, Reason::Drill, file, verdict, proves));
+        assert_eq!(*heard.0.lock().unwrap(), expected);
+    }
+}

@@ -21,17 +21,13 @@ pub fn prepare(store: &Path) -> Vec<String> {
     };
     let mut warnings = Vec::new();
     let stable = queue.join("stable_writes");
-    match fs::read_to_string(&stable) {
-        Ok(value) if value.trim() == "0" => {
-            if fs::write(&stable, "1").is_err() {
-                warnings.push(format!(
-                    "the store's disk has no stable pages: a power cut can lose a page that is rewritten at that moment; \
-                     as root: echo 1 > {}",
-                    stable.display()
-                ));
-            }
-        }
-        _ => {}
+    let unstable = fs::read_to_string(&stable).is_ok_and(|value| value.trim() == "0");
+    if unstable && fs::write(&stable, "1").is_err() {
+        warnings.push(format!(
+            "the store's disk has no stable pages: a power cut can lose a page that is rewritten at that moment; \
+             as root: echo 1 > {}",
+            stable.display()
+        ));
     }
     let block =
         fs::read_to_string(queue.join("physical_block_size")).ok().and_then(|text| text.trim().parse::<u64>().ok());

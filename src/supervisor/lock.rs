@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::status::LockReport;
@@ -145,10 +145,7 @@ fn bounded<T: Send + 'static>(deadline: Instant, work: impl FnOnce() -> T + Send
             let _ = done.send(work());
         })
         .ok()?;
-    match finished.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        Ok(value) => Some(value),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-    }
+    finished.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
 }
 
 fn leave_mount(session: &mut Session, leave: Leave, report: &mut LockReport) {

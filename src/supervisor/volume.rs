@@ -144,10 +144,15 @@ pub fn settings_for(record: &VolumeRecord, settings: &KeySettings, state_dir: &P
     settings.worked_before = pin::known(state_dir, record.volume);
     if settings.session_name.is_none() {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(24).collect();
-        settings.session_name = Some(format!("hyokfs-{host}-{}", &record.volume.to_string()[..12]));
+        settings.session_name = Some(session_name(&host, record.volume));
     }
     settings
+}
+
+/// The name of an AWS role session: CloudTrail shows with it which node asked for which volume (at most 64 characters).
+fn session_name(host: &str, volume: VolumeId) -> String {
+    let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(24).collect();
+    format!("hyokfs-{host}-{volume}")
 }
 
 /// Unwraps the volume secret and authenticates the record.

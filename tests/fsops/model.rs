@@ -82,6 +82,7 @@ fn result(done: Result<(), hyokfs::fs::FsError>) -> i32 {
     }
 }
 
+#[allow(clippy::map_entry)] // the volume is asked first, then the model told
 fn apply(w: &mut World, model: &mut Model, op: &Op) {
     match *op {
         Op::Create(d, n) => {

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Reads a hyokfs store without hyokfs: written from docs/format.md alone. Needs the package `cryptography` (44 or newer).
 
-    hyokfs_reader.py STORE             prints a line for each entry: type, size, SHA-256 or target, name (escaped)
+    hyokfs_reader.py STORE             prints a line for each entry: type, size, SHA-256 or target, name (escaped),
+                                       and below it one for each extended attribute
     hyokfs_reader.py STORE FOLDER      writes the tree into FOLDER
     --keystore PATH                    instead of the keystore that hyokfs.toml names
     --passphrase-file FILE             for a keystore that a passphrase protects
@@ -212,7 +213,7 @@ class Volume:
                 page = source.read(PAGE)
 
     def walk(self, path, parent=None, names=()):
-        """Gives (kind, names, content): content is pieces of a file, the target of a symlink, or None."""
+        """Gives (kind, names, path in the store, content): pieces of a file, the target of a symlink, or None."""
         directory = self.directory(path, parent)
         for entry in sorted(os.listdir(path)):
             if entry.startswith(b".hyokfs.") or entry in (b"hyokfs.toml", b"hyokfs.toml.bak"):
@@ -222,14 +223,15 @@ class Volume:
             inside, here = os.path.join(path, entry), names + (self.name(path, directory, entry),)
             mode = os.lstat(inside).st_mode
             if stat.S_ISDIR(mode):
-                yield "directory", here, None
+                yield "directory", here, inside, None
                 yield from self.walk(inside, directory, here)
             elif stat.S_ISLNK(mode):
-                yield "symlink", here, unseal(self.small, b"hyokfs/1 symlink" + self.id, unbase64url(os.readlink(inside)))
+                target = unbase64url(os.readlink(inside))
+                yield "symlink", here, inside, unseal(self.small, b"hyokfs/1 symlink" + self.id, target)
             elif stat.S_ISREG(mode):
-                yield "file", here, self.read_file(inside, directory)
+                yield "file", here, inside, self.read_file(inside, directory)
             else:
-                yield "special", here, None
+                yield "special", here, inside, None
 
     def attributes(self, path):
         """The extended attributes of an entry of the store."""
@@ -251,7 +253,7 @@ def main():
     options = parser.parse_args()
     passphrase = open(options.passphrase_file, "rb").read().rstrip(b"\r\n") if options.passphrase_file else None
     volume = Volume(options.store, options.keystore, passphrase)
-    for kind, names, content in volume.walk(os.fsencode(options.store)):
+    for kind, names, inside, content in volume.walk(os.fsencode(options.store)):
         size, digest, out = 0, hashlib.sha256(), None
         if options.folder:
             need(not any(name in (b"", b".", b"..") or b"/" in name for name in names), "name")
@@ -272,6 +274,8 @@ def main():
             out.close()
         told = {"file": digest.hexdigest(), "symlink": repr(content)[2:-1]}.get(kind, "-")
         print(kind, size, told, repr(b"/".join(names))[2:-1], sep="\t")
+        for name, value in sorted(volume.attributes(inside)) if kind in ("file", "directory") else ():
+            print("attribute", len(value), repr(value)[2:-1], repr(name)[2:-1], sep="\t")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 //! A provider whose behaviour a test sets, on a runtime whose clock stands unless everybody waits.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -32,6 +32,8 @@ pub struct Fake {
     mood: Mutex<Mood>,
     /// How long a call takes.
     pub takes: Mutex<Duration>,
+    /// A call of a local provider stands still on its thread between these two.
+    pub gate: Mutex<Option<Arc<[Barrier; 2]>>>,
     pub calls: AtomicUsize,
     pub at_once: AtomicUsize,
     pub most_at_once: AtomicUsize,
@@ -48,6 +50,7 @@ impl Fake {
             remote,
             mood: Mutex::new(Mood::Live),
             takes: Mutex::new(Duration::from_millis(20)),
+            gate: Mutex::new(None),
             calls: AtomicUsize::new(0),
             at_once: AtomicUsize::new(0),
             most_at_once: AtomicUsize::new(0),
@@ -106,6 +109,12 @@ impl Fake {
             tokio::time::sleep(takes).await;
             drop(key);
         }
+        let gate = self.gate.lock().unwrap().clone();
+        if let Some(gate) = gate {
+            for barrier in gate.iter() {
+                barrier.wait();
+            }
+        }
         let mood = *self.mood.lock().unwrap();
         match mood {
             Mood::Live => Ok(self.secret_of(&file.unwrap())),
@@ -148,7 +157,10 @@ impl Provider for Fake {
 
 /// What an observer heard.
 #[derive(Default)]
-pub struct Heard(pub Mutex<Vec<(Operation, Reason, Verdict, Option<Verdict>, Option<String>)>>);
+pub struct Heard(pub Mutex<Vec<Told>>);
+
+/// What was asked and why, its verdict, what it proves, and the request id.
+pub type Told = (Operation, Reason, Verdict, Option<Verdict>, Option<String>);
 
 impl Observer for Heard {
     fn key_call(&self, call: &KeyCall<'_>) {

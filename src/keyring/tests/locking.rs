@@ -1,8 +1,8 @@
 //! Locks under load leave no key.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use super::super::options::KeyringOptions;
@@ -35,6 +35,35 @@ fn a_lock_wipes_what_others_still_hold_and_everything_after_is_locked() {
     world.keyring.unlock(Arc::clone(&again) as Arc<dyn Provider>);
     assert_eq!(again.get(&world.keyring, &id(1)).unwrap().expose(), &again.key_of(&id(1)));
     assert_eq!(Arc::strong_count(&world.fake), 1, "the old provider was dropped with its clients");
+}
+
+/// A call that cannot be given up and ends after the lock, even after the next unlock.
+#[test]
+fn what_a_call_brings_after_the_lock_is_wiped() {
+    for unlock in [false, true] {
+        for create in [false, true] {
+            let world = World::real(false, options());
+            let gate = Arc::new([Barrier::new(2), Barrier::new(2)]);
+            *world.fake.gate.lock().unwrap() = Some(Arc::clone(&gate));
+            std::thread::scope(|scope| {
+                let late = scope.spawn(|| match create {
+                    false => world.get(&id(1)).err(),
+                    true => world.keyring.new_file_key().err(),
+                });
+                gate[0].wait();
+                let start = Instant::now();
+                assert_eq!(world.keyring.lock(), 0);
+                assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+                if unlock {
+                    world.keyring.unlock(world.fake.clone());
+                }
+                gate[1].wait();
+                assert!(matches!(late.join().unwrap(), Some(KeyError::Locked)), "unlock {unlock}, create {create}");
+            });
+            assert_eq!((world.keyring.stats().cached, world.keyring.stats().in_flight), (0, 0));
+            assert!(!arena().contains(&world.fake.key_of(&id(1))));
+        }
+    }
 }
 
 #[test]
