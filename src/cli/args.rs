@@ -343,6 +343,10 @@ pub struct VerifyArgs {
     /// With --repair: also move files of which only a part can be read into .hyokfs.lost.
     #[arg(long, requires = "repair")]
     pub set_aside_damaged: bool,
+    /// With --repair: also write lost records of directories again, from what stands in them. It makes a directory
+    /// that was moved behind hyokfs's back, and lost its record, belong where it stands now.
+    #[arg(long, requires = "repair")]
+    pub rebuild_directories: bool,
     /// Show plaintext names; without it only the names in the store and the ids of files are shown.
     #[arg(long)]
     pub show_names: bool,

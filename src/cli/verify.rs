@@ -13,7 +13,7 @@ use crate::format::volume::{RecordError, VolumeRecord};
 use crate::keyring::{Keyring, KeyringOptions};
 use crate::provider::KeySettings;
 use crate::provider::observed::Unobserved;
-use crate::store::{Owner, Store};
+use crate::store::{Owner, Store, StoreError, StoreLock};
 use crate::supervisor::volume::{self, Unlocked, VolumeError};
 use crate::supervisor::{pin, volume::settings_for};
 use crate::verify::{self, Kind, Options, Progress, Report, shown};
@@ -51,7 +51,7 @@ impl Progress for Bar {
 /// Authenticates a volume.
 pub fn run(args: VerifyArgs) -> Result<(), CliError> {
     let store = Store::open(&args.store).map_err(VolumeError::from)?;
-    let _lock = store.lock(&Owner::here(Path::new(""))).map_err(VolumeError::from)?;
+    let _lock = lock(&store, args.repair)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("keys")
@@ -85,8 +85,13 @@ pub fn run(args: VerifyArgs) -> Result<(), CliError> {
     if let Some(group) = group {
         keyring.set_group(id.0, group).map_err(VolumeError::from)?;
     }
-    let options =
-        Options { show_names: args.show_names, repair: args.repair, set_aside_damaged: args.set_aside_damaged, remote };
+    let options = Options {
+        show_names: args.show_names,
+        repair: args.repair,
+        set_aside_damaged: args.set_aside_damaged,
+        rebuild_directories: args.rebuild_directories,
+        remote,
+    };
     let bar = Bar::new(std::io::stderr().is_terminal());
     let outcome = verify::verify(&store, &volume, &keyring, options, &bar);
     bar.0.finish_and_clear();
@@ -101,6 +106,19 @@ pub fn run(args: VerifyArgs) -> Result<(), CliError> {
     match report.clean {
         true => Ok(()),
         false => Err(CliError::Refused(advice(&report, &args))),
+    }
+}
+
+/// Keeps others off the store while it is read. A snapshot on a read-only filesystem is verified without a lock.
+fn lock(store: &Store, repair: bool) -> Result<Option<StoreLock>, VolumeError> {
+    match store.lock(&Owner::here(Path::new(""))) {
+        Err(StoreError::Io { source, .. }) if !repair && source.raw_os_error() == Some(libc::EROFS) => {
+            eprintln!(
+                "hyokfs: the store is on a read-only filesystem, so it is not locked: it must not change meanwhile"
+            );
+            Ok(None)
+        }
+        other => Ok(Some(other?)),
     }
 }
 
@@ -126,14 +144,19 @@ fn unlock(
     parse(copy).and_then(open).map_err(|_| error)
 }
 
+/// Text for a terminal: nothing in a name may steer it.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
 fn print(report: &Report) {
     for finding in &report.findings {
         let id = finding.id.as_ref().map(|id| format!(" ({id})")).unwrap_or_default();
-        println!("{}: {}{id}", finding.kind.word(), shown(&finding.path));
+        println!("{}: {}{id}", finding.kind.word(), plain(&shown(&finding.path)));
         if let Some(name) = &finding.name {
-            println!("    name         {name}");
+            println!("    name         {}", plain(name));
         }
-        println!("    what         {}", finding.what);
+        println!("    what         {}", plain(&finding.what));
         for lost in &finding.lost {
             println!(
                 "    lost         pages {}..{}, bytes {}..{}",
@@ -144,8 +167,10 @@ fn print(report: &Report) {
     }
     for action in &report.actions {
         match &action.error {
-            None => println!("repair: {}: {}", shown(&action.path), action.action),
-            Some(error) => println!("repair FAILED: {}: {}: {error}", shown(&action.path), action.action),
+            None => println!("repair: {}: {}", plain(&shown(&action.path)), plain(&action.action)),
+            Some(error) => {
+                println!("repair FAILED: {}: {}: {error}", plain(&shown(&action.path)), plain(&action.action))
+            }
         }
     }
     println!(

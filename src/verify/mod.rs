@@ -2,13 +2,15 @@
 //!
 //! [`walk`] reads directories, from the root, on all cores: records, names, links, attributes. [`content`] checks one
 //! file: header, place, key, every page. [`record`] checks the volume record and its copy. [`repair`] acts on what they
-//! found, when everything has been looked at and nothing else runs.
+//! found, when everything has been looked at and nothing else runs; [`rebuild`] finds the id of a directory whose record
+//! is lost.
 //!
 //! Nothing is ever deleted that holds anything: it goes to `.hyokfs.lost` in the store's root, with a line in
 //! `moved.jsonl` that says where it stood.
 
 mod content;
 mod queue;
+mod rebuild;
 mod record;
 mod repair;
 mod report;
@@ -50,6 +52,8 @@ pub struct Options {
     pub repair: bool,
     /// With `repair`: also set aside files of which only a part can be read.
     pub set_aside_damaged: bool,
+    /// With `repair`: also write lost records of directories below the root again, from what stands in them.
+    pub rebuild_directories: bool,
     /// The key service is remote: many keys are fetched at the same time.
     pub remote: bool,
 }
@@ -88,8 +92,7 @@ pub fn verify(
     report.megabytes_per_second = report.bytes as f64 / 1e6 / report.duration.as_secs_f64().max(1e-6);
     report.volume = volume.record.volume.to_string();
     if options.repair {
-        let asked = options.set_aside_damaged;
-        report.actions = repair::run(store, volume, records.good.as_deref(), &mut findings, asked);
+        report.actions = repair::run(store, volume, records.good.as_deref(), &mut findings, options);
     }
     report.set_aside = repair::count_set_aside(store);
     report.remaining = findings.iter().filter(|finding| !finding.mended).count() as u64;

@@ -12,9 +12,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::LOST;
+use super::rebuild::rebuild;
 use super::report::{Action, Cure, Finding, shown};
 use super::walk::{Named, fetch, is_visibly_empty, join, read_name, read_record, scan, stat};
+use super::{LOST, Options};
 use crate::format::DirId;
 use crate::format::name::{Entry, LONG_SUFFIX, NameMode, classify, sidecar_of};
 use crate::format::volume::Volume;
@@ -45,11 +46,17 @@ pub(super) fn run(
     volume: &Volume,
     record: Option<&[u8]>,
     findings: &mut [Finding],
-    set_aside_damaged: bool,
+    options: Options,
 ) -> Vec<Action> {
     let stamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
     let mut repair = Repair { store, volume, actions: Vec::new(), moves: Vec::new(), homes: None, stamp, next: 0 };
     repair.records(record, findings);
+    // The root first: without its id nothing has a home.
+    for finding in findings.iter_mut().filter(|finding| finding.cure == Cure::Rebuild) {
+        if finding.path.is_empty() || options.rebuild_directories {
+            finding.mended = repair.rebuild(finding);
+        }
+    }
     // The deepest first: what goes home must not take others' paths with it before they were used.
     let mut order: Vec<usize> = (0..findings.len()).collect();
     order.sort_by_key(|at| std::cmp::Reverse(depth(&findings[*at].path)));
@@ -82,7 +89,8 @@ pub(super) fn run(
         }
         let wanted = match finding.cure {
             Cure::Aside { .. } => true,
-            Cure::AsideIfAsked => set_aside_damaged,
+            Cure::Rebuild => !finding.path.is_empty(),
+            Cure::AsideIfAsked => options.set_aside_damaged,
             _ => false,
         };
         if wanted && repair.set_aside(finding) {
@@ -183,6 +191,29 @@ impl Repair<'_> {
         for finding in findings.iter_mut().filter(|finding| finding.cure == Cure::Records) {
             let done = self.store.write_record(bytes).map_err(|error| io::Error::other(error.to_string()));
             finding.mended = self.note(&finding.path, "rewrote it from the authentic one", done);
+        }
+    }
+
+    /// Writes a directory's record again.
+    fn rebuild(&mut self, finding: &Finding) -> bool {
+        let done = (|| {
+            let dir = self.open_dir(&finding.path)?;
+            let above = match finding.path.is_empty() {
+                true => None,
+                false => {
+                    let above = self.open_dir(split(&finding.path).0)?;
+                    Some(read_record(self.volume, above).map_err(io::Error::other)?.dir)
+                }
+            };
+            rebuild(self.volume, &dir, above)
+        })();
+        match done {
+            Ok(id) => {
+                // What is found from here on may stand in it.
+                self.homes = None;
+                self.note(&finding.path, format!("wrote its record again: it is directory {id}; verify again"), Ok(()))
+            }
+            Err(error) => self.note(&finding.path, "was to write its record again", Err(error)),
         }
     }
 

@@ -74,6 +74,8 @@ pub(super) enum Cure {
     None,
     /// Removes it: it holds nothing.
     Remove,
+    /// Writes a directory's record again, from what stands in it; else puts the directory aside.
+    Rebuild,
     /// Puts it back where it belongs, else aside.
     Aside {
         /// The directories it may stand in.

@@ -273,16 +273,18 @@ impl Walk<'_> {
 
     fn root(&self, fd: OwnedFd) -> Arc<Dir> {
         self.counts.directories.fetch_add(1, Ordering::Relaxed);
-        let root = |what: String| Finding {
+        let root = |what: String| {
+            Finding {
             path: Vec::new(),
             name: None,
             id: None,
             kind: Kind::DirectoryRecord,
             what: format!("the root directory: {what}"),
-            recoverable: "every file's contents, but no name in the root directory until its record is restored".into(),
+            recoverable: "every file's contents, but no name in the root directory until its record is restored; --repair restores it from what stands in it".into(),
             lost: Vec::new(),
             mended: false,
-            cure: Cure::None,
+            cure: Cure::Rebuild,
+        }
         };
         let id = match read_record(self.volume, &fd) {
             Ok(record) if record.parents.is_empty() => Some(record.dir),
@@ -326,8 +328,8 @@ impl Walk<'_> {
             Err(what) => Some(place.finding(
                 Kind::DirectoryRecord,
                 what,
-                "the contents of its files, which were checked, but not their names, until the record is restored",
-                aside(Vec::new()),
+                "the contents of its files, which were checked; with --repair --rebuild-directories also their names",
+                Cure::Rebuild,
             )),
             Ok(record) => {
                 id = Some(record.dir);

@@ -79,3 +79,58 @@ fn the_root_without_its_record() {
     symlink(good, &record).unwrap();
     fixture.finds(&[]);
 }
+
+#[test]
+fn the_root_gets_its_record_back() {
+    for init in [&[][..], &["--names", "plain"]] {
+        let fixture = Fixture::with(init);
+        let record = fixture.store.path.join(".hyokfs.dir");
+        let good = fs::read_link(&record).unwrap();
+        for damage in 0..3 {
+            match damage {
+                0 => fs::remove_file(&record).unwrap(),
+                1 => relink(&record, spoilt),
+                _ => {
+                    fs::remove_file(&record).unwrap();
+                    fs::write(&record, b"a file").unwrap();
+                }
+            }
+            let report = fixture.verify(&["--repair"]);
+            assert_eq!(report["clean"], true, "{report:#}");
+            assert_eq!(fs::read_link(&record).unwrap(), good, "the very record that was lost");
+            fixture.finds(&[]);
+        }
+    }
+}
+
+#[test]
+fn a_directory_gets_its_record_back_if_that_is_asked_for() {
+    let fixture = Fixture::new();
+    let (d, inner) = (fixture.at("d"), fixture.at("d/inner"));
+    let records = [d.join(".hyokfs.dir"), inner.join(".hyokfs.dir")];
+    let good = records.each_ref().map(|record| fs::read_link(record).unwrap());
+    records.iter().for_each(|record| fs::remove_file(record).unwrap());
+    let want = [(d.as_path(), "directory-record"), (inner.as_path(), "directory-record")];
+    fixture.finds(&want);
+    fixture.mends(&["--rebuild-directories"], &want);
+    assert_eq!(records.each_ref().map(|record| fs::read_link(record).unwrap()), good);
+    assert_eq!(fixture.set_aside().len(), 0);
+    let mount = fixture.store.mount();
+    assert_bytes(&read(&mount.at("d/inner/deep")), &noise(3, 9000), "with the records back");
+    mount.umount();
+}
+
+#[test]
+fn a_record_is_not_rebuilt_from_what_proves_nothing() {
+    let fixture = Fixture::new();
+    let inner = fixture.at("d/inner");
+    fs::remove_file(inner.join(".hyokfs.dir")).unwrap();
+    // Its only file names the directory, but its name is gone.
+    fs::rename(fixture.at("d/inner/deep"), inner.join("A".repeat(40))).unwrap();
+    let report = fixture.verify(&["--repair", "--rebuild-directories"]);
+    let said = report["actions"][0]["error"].as_str().unwrap_or_else(|| panic!("{report:#}"));
+    assert!(said.contains("restore its record"), "{said}");
+    assert_eq!(report["clean"], true, "then it goes aside: {report:#}");
+    assert_eq!(fixture.set_aside().len(), 1);
+    fixture.finds(&[]);
+}
