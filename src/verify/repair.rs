@@ -98,10 +98,9 @@ pub(super) fn run(
             findings[at].mended = true;
         }
     }
-    for at in 0..findings.len() {
+    for finding in findings.iter_mut() {
         // Two things may be wrong with one item; where one moved it out of the volume, the other is gone too.
-        findings[at].mended |=
-            aside.iter().any(|above| findings[at].path == *above || is_below(&findings[at].path, above));
+        finding.mended |= aside.iter().any(|above| finding.path == *above || is_below(&finding.path, above));
     }
     if !repair.actions.is_empty()
         && let Err(error) = store.sync()
