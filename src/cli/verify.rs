@@ -64,7 +64,7 @@ pub fn run(args: VerifyArgs) -> Result<(), CliError> {
     let id = volume.record.volume;
     let state = pin::default_dir();
     if args.fingerprint.is_some() || pin::known(&state, id) {
-        let (print, generation) = (volume.keys.fingerprint(), volume.record.generation);
+        let (print, generation) = (volume.keys.fingerprint(), verify::newest_generation(&store, &volume));
         pin::check(&state, id, print, generation, args.fingerprint.as_deref()).map_err(VolumeError::from)?;
     }
     // As many descriptors as the system gives: a deep tree holds one for every directory above the present one.

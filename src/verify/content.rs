@@ -10,9 +10,10 @@ use rustix::fs::{Mode, OFlags};
 
 use super::VerifyError;
 use super::report::{Cure, Finding, Kind, in_words, runs};
-use super::walk::{FileJob, Named, Place, Walk, id_text, lock};
+use super::walk::{FileJob, Named, Place, Walk, id_text, lock, unreadable};
 use crate::crypto::Secret;
 use crate::file::{FileError, PageFile};
+use crate::format::FileId;
 use crate::format::header::{FileHeader, HeaderError, Parents};
 use crate::format::page::{PAGE, PageKeys, is_hole};
 use crate::keyring::KeyError;
@@ -37,7 +38,8 @@ pub(super) struct Candidate {
 pub(super) struct Open {
     file: PageFile<RealDisk>,
     place: Place,
-    header: FileHeader,
+    id: FileId,
+    inode: Option<(u64, u64)>,
     bytes: u64,
     pages: u64,
     /// The next page that nobody has taken.
@@ -141,7 +143,7 @@ impl Walk<'_> {
             Ok(opened) => opened,
             Err(error) => {
                 self.progress.done(bytes);
-                return self.report(store_failed(&place, &error));
+                return self.report(unreadable(&place, &error));
             }
         };
         self.attributes(&place, &file);
@@ -156,18 +158,26 @@ impl Walk<'_> {
             finding.id = id_text(&header.file);
             self.report(finding);
         }
-        if !self.is_new(&stat) {
+        if !self.is_new(&place, &stat) {
             self.progress.done(bytes);
             return;
         }
+        let inode = Some((stat.st_dev, stat.st_ino));
         let key = match self.key(&header) {
             Ok(Some(key)) => key,
             Ok(None) => return,
-            Err(what) => {
+            Err(error) => {
                 self.progress.done(bytes);
-                let left = "nothing: without its key no page opens; restore the file from a backup of the store";
-                let mut finding = place.finding(Kind::Key, what, left, Cure::Aside { home: Vec::new() });
+                // A key that is only out of reach now must not cost the file its place.
+                let (left, cure) = match error {
+                    KeyError::Damaged(_) => {
+                        ("nothing: restore the file from a backup of the store", Cure::AsideIfAsked)
+                    }
+                    _ => ("unknown: all of it, once its key can be unwrapped", Cure::None),
+                };
+                let mut finding = place.finding(Kind::Key, error.to_string(), left, cure);
                 finding.id = id_text(&header.file);
+                finding.inode = inode;
                 return self.report(finding);
             }
         };
@@ -183,9 +193,10 @@ impl Walk<'_> {
             PageFile::open(disk, self.geometry.header_len(), Arc::clone(&keys))
         });
         match pages_file {
-            Ok(opened) => self.contents(opened, place, header, bytes),
+            Ok(opened) => self.contents(opened, place, &header, inode, bytes),
             Err(error) => {
-                let finding = self.closed(&place, &header, &file, &keys, &error);
+                let mut finding = self.closed(&place, &header, &file, &keys, &error);
+                finding.inode = inode;
                 self.progress.done(bytes);
                 self.report(finding);
             }
@@ -193,12 +204,12 @@ impl Walk<'_> {
     }
 
     /// The file's key; `None` if verifying must stop.
-    fn key(&self, header: &FileHeader) -> Result<Option<Arc<Secret>>, String> {
+    fn key(&self, header: &FileHeader) -> Result<Option<Arc<Secret>>, KeyError> {
         let mut tries = 1;
         loop {
             match self.keyring.get(&header.file, &header.slots, &header.commitment) {
                 Ok(key) => return Ok(Some(key)),
-                Err(error @ (KeyError::Damaged(_) | KeyError::Misconfigured(_))) => return Err(error.to_string()),
+                Err(error @ (KeyError::Damaged(_) | KeyError::Misconfigured(_))) => return Err(error),
                 Err(KeyError::Unreachable(_)) if tries < TRIES && !self.queue.is_stopped() => tries += 1,
                 Err(error) => {
                     self.fail(error.into());
@@ -209,13 +220,21 @@ impl Walk<'_> {
     }
 
     /// Reads all pages, with other threads' help if there are many.
-    fn contents(&self, file: PageFile<RealDisk>, place: Place, header: FileHeader, bytes: u64) {
+    fn contents(
+        &self,
+        file: PageFile<RealDisk>,
+        place: Place,
+        header: &FileHeader,
+        inode: Option<(u64, u64)>,
+        bytes: u64,
+    ) {
         let pages = self.geometry.pages(file.size());
         let helpers = (pages.div_ceil(CHUNK) as usize).min(self.threads) - 1;
         let open = Arc::new(Open {
             file,
             place,
-            header,
+            id: header.file,
+            inode,
             bytes,
             pages,
             next: AtomicU64::new(0),
@@ -317,7 +336,8 @@ impl Walk<'_> {
         };
         let (kind, cure) = if io { (Kind::Unreadable, Cure::None) } else { (Kind::Pages, Cure::AsideIfAsked) };
         let mut finding = open.place.finding(kind, what, left, cure);
-        finding.id = id_text(&open.header.file);
+        finding.id = id_text(&open.id);
+        finding.inode = open.inode;
         finding.lost = lost;
         self.report(finding);
     }
@@ -375,15 +395,6 @@ fn note(open: &Open, page: u64, error: &FileError) {
     lock(&open.bad).push((page, Trouble { why, io }));
 }
 
-fn store_failed(place: &Place, error: &io::Error) -> Finding {
-    let hint = match error.raw_os_error() {
-        Some(libc::EACCES | libc::EPERM) => "verify as root, or as the user who mounts the volume",
-        Some(libc::EMFILE | libc::ENFILE) => "raise the limit of open files (ulimit -n) and verify again",
-        _ => "look at the disk and the kernel's log",
-    };
-    place.finding(Kind::Unreadable, format!("it cannot be read: {error}; {hint}"), "unknown", Cure::None)
-}
-
 /// A file without a header that can be trusted.
 fn headless(place: &Place, first: First) -> Finding {
     let aside = Cure::Aside { home: Vec::new() };
@@ -399,7 +410,7 @@ fn headless(place: &Place, first: First) -> Finding {
             let what = "neither its name nor its contents are of this volume (it is empty)";
             place.finding(Kind::Foreign, what, "it is empty", aside)
         }
-        First::Bad(what, Some(HeaderError::Version(_))) => {
+        First::Bad(what, Some(HeaderError::Version(_) | HeaderError::Field)) => {
             place.finding(Kind::Header, what, "all of it, with a newer hyokfs", Cure::None)
         }
         First::Bad(what, _) if place.is_bad() => {

@@ -1,6 +1,6 @@
 //! Authenticates a whole store that is not mounted, and mends what can be mended.
 //!
-//! [`walk`] reads directories, from the root, on all cores: records, names, links, attributes. [`content`] checks one
+//! [`walk`] reads directories, from the root, on all cores: records and names; [`small`] checks links and attributes. [`content`] checks one
 //! file: header, place, key, every page. [`record`] checks the volume record and its copy. [`repair`] acts on what they
 //! found, when everything has been looked at and nothing else runs; [`rebuild`] finds the id of a directory whose record
 //! is lost.
@@ -14,6 +14,7 @@ mod rebuild;
 mod record;
 mod repair;
 mod report;
+mod small;
 mod walk;
 
 use std::sync::Arc;
@@ -70,6 +71,12 @@ pub trait Progress: Sync {
 impl Progress for () {
     fn found(&self, _bytes: u64) {}
     fn done(&self, _bytes: u64) {}
+}
+
+/// The generation of the newest record of the volume in `store` that authenticates, be it the copy: what a node that has
+/// seen the volume compares with.
+pub fn newest_generation(store: &Store, volume: &Volume) -> u64 {
+    record::newest_generation(store, volume)
 }
 
 /// Verifies the volume in `store`. The caller holds the store's lock.

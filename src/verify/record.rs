@@ -21,6 +21,14 @@ fn read(volume: &Volume, bytes: &[u8]) -> Result<VolumeRecord, String> {
     Ok(record)
 }
 
+/// The generation of the newest authentic record: `hyokfs.toml` or its copy.
+pub(super) fn newest_generation(store: &Store, volume: &Volume) -> u64 {
+    let copy = store.read_backup().ok().flatten();
+    let all = [store.read_record().ok(), copy].into_iter().flatten();
+    let authentic = all.filter_map(|bytes| read(volume, &bytes).ok());
+    authentic.map(|record| record.generation).max().unwrap_or(volume.record.generation)
+}
+
 /// Checks both.
 pub(super) fn check(store: &Store, volume: &Volume) -> Records {
     let main = store.read_record().map_err(|error| error.to_string());
@@ -53,6 +61,7 @@ pub(super) fn check(store: &Store, volume: &Volume) -> Records {
             lost: Vec::new(),
             mended: false,
             cure: Cure::Records,
+            inode: None,
         })
     });
     Records { findings: findings.collect(), good: newest.map(|(_, bytes)| bytes) }

@@ -14,7 +14,8 @@ use rustix::io::Errno;
 
 use super::rebuild::rebuild;
 use super::report::{Action, Cure, Finding, shown};
-use super::walk::{Named, fetch, is_visibly_empty, join, read_name, read_record, scan, stat};
+use super::small::fetch;
+use super::walk::{Named, is_visibly_empty, join, read_name, read_record, scan, stat};
 use super::{LOST, Options};
 use crate::format::DirId;
 use crate::format::name::{Entry, LONG_SUFFIX, NameMode, classify, sidecar_of};

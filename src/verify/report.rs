@@ -114,6 +114,9 @@ pub struct Finding {
     pub mended: bool,
     #[serde(skip)]
     pub(super) cure: Cure,
+    /// Device and inode number, where the damage is the same under every name of the file.
+    #[serde(skip)]
+    pub(super) inode: Option<(u64, u64)>,
 }
 
 /// One action of `--repair`.

@@ -1,11 +1,11 @@
 //! Reads directories: their records, the names in them, links, attributes; hands files on.
 
-use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,14 +19,10 @@ use super::{LOST, Options, Progress, VerifyError};
 use crate::format::dirrec::{DIR_RECORD, DirRecord};
 use crate::format::name::{self, Entry, LOCK_FILE, LONG_SUFFIX, NameMode, VOLUME_RECORD, VOLUME_RECORD_BACKUP};
 use crate::format::page::Geometry;
-use crate::format::small::{self, XATTR_PREFIX};
 use crate::format::volume::Volume;
 use crate::format::{DirId, FileId};
 use crate::keyring::Keyring;
 use crate::store::{Store, open_beneath};
-
-/// The longest sealed attribute: the kernel's 64 KiB and what sealing and the name add.
-const VALUE_MAX: usize = 131_072;
 
 /// A directory that is being read, or whose entries still wait.
 pub(super) struct Dir {
@@ -88,8 +84,15 @@ impl Place {
             lost: Vec::new(),
             mended: false,
             cure,
+            inode: None,
         }
     }
+}
+
+/// A name of a file that has several.
+struct Alias {
+    path: Vec<u8>,
+    plain: Option<String>,
 }
 
 /// A path of the store.
@@ -108,9 +111,9 @@ pub(super) enum FileJob {
 pub(super) struct Counts {
     pub files: AtomicU64,
     directories: AtomicU64,
-    links: AtomicU64,
+    pub links: AtomicU64,
     special: AtomicU64,
-    attributes: AtomicU64,
+    pub attributes: AtomicU64,
     pub bytes: AtomicU64,
 }
 
@@ -126,8 +129,8 @@ pub(super) struct Walk<'a> {
     pub counts: Counts,
     findings: Mutex<Vec<Finding>>,
     failure: Mutex<Option<VerifyError>>,
-    /// Files with several names whose pages were read already, by device and inode number.
-    linked: Mutex<HashSet<(u64, u64)>>,
+    /// The names of files that have several, by device and inode number; the pages are read at the first one.
+    linked: Mutex<HashMap<(u64, u64), Vec<Alias>>>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -198,7 +201,17 @@ pub(super) fn run(
         bytes: count(&walk.counts.bytes),
         ..Report::default()
     };
-    Ok((report, walk.findings.into_inner().unwrap_or_else(PoisonError::into_inner)))
+    let mut findings = walk.findings.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let linked = walk.linked.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut again = Vec::new();
+    for finding in &findings {
+        // The first name is the one that was read.
+        for alias in finding.inode.and_then(|inode| linked.get(&inode)).into_iter().flatten().skip(1) {
+            again.push(Finding { path: alias.path.clone(), name: alias.plain.clone(), ..finding.clone() });
+        }
+    }
+    findings.extend(again);
+    Ok((report, findings))
 }
 
 /// Reads a directory's record; says what is wrong with it.
@@ -267,24 +280,30 @@ impl Walk<'_> {
     }
 
     /// Whether this inode is met for the first time.
-    pub fn is_new(&self, stat: &Stat) -> bool {
-        stat.st_nlink < 2 || lock(&self.linked).insert((stat.st_dev, stat.st_ino))
+    pub fn is_new(&self, place: &Place, stat: &Stat) -> bool {
+        if stat.st_nlink < 2 {
+            return true;
+        }
+        let mut linked = lock(&self.linked);
+        let names = linked.entry((stat.st_dev, stat.st_ino)).or_default();
+        names.push(Alias { path: place.path(), plain: place.plain() });
+        names.len() == 1
     }
 
     fn root(&self, fd: OwnedFd) -> Arc<Dir> {
         self.counts.directories.fetch_add(1, Ordering::Relaxed);
-        let root = |what: String| {
-            Finding {
+        let root = |what: String| Finding {
             path: Vec::new(),
             name: None,
             id: None,
             kind: Kind::DirectoryRecord,
             what: format!("the root directory: {what}"),
-            recoverable: "every file's contents, but no name in the root directory until its record is restored; --repair restores it from what stands in it".into(),
+            recoverable:
+                "every file's contents, but no name in the root directory until --repair writes its record again".into(),
             lost: Vec::new(),
             mended: false,
             cure: Cure::Rebuild,
-        }
+            inode: None,
         };
         let id = match read_record(self.volume, &fd) {
             Ok(record) if record.parents.is_empty() => Some(record.dir),
@@ -355,7 +374,7 @@ impl Walk<'_> {
         self.read(&Arc::new(Dir { fd, id, path: place.path(), plain: place.plain() }));
     }
 
-    fn unreadable(&self, place: &Place, error: &io::Error) {
+    pub fn unreadable(&self, place: &Place, error: &io::Error) {
         self.report(unreadable(place, error));
     }
 
@@ -458,63 +477,10 @@ impl Walk<'_> {
             place.finding(Kind::Leftover, what, "it holds nothing that was ever visible", Cure::Remove)
         });
     }
-
-    fn link(&self, place: &Place) {
-        self.counts.links.fetch_add(1, Ordering::Relaxed);
-        let text = match rustix::fs::readlinkat(&place.dir.fd, place.os(), Vec::new()) {
-            Ok(text) => text,
-            Err(error) => return self.unreadable(place, &error.into()),
-        };
-        let opens = small::open_target(&self.volume.keys.small, self.volume.record.volume, text.to_bytes()).is_some();
-        let aside = Cure::Aside { home: Vec::new() };
-        match (&place.named, opens) {
-            (Named::Bad(what), true) => {
-                self.report(place.finding(Kind::Name, what.clone(), "its target, but not its name", aside));
-            }
-            (Named::Bad(_), false) => {
-                let what = "neither its name nor its target is of this volume";
-                self.report(place.finding(Kind::Foreign, what, "nothing", aside));
-            }
-            (_, false) => {
-                let what = "the symlink's target was altered or is another volume's";
-                self.report(place.finding(Kind::Target, what, "nothing but its name", aside));
-            }
-            (_, true) => {}
-        }
-    }
-
-    /// Checks the extended attributes of an open file or directory.
-    pub fn attributes(&self, place: &Place, fd: impl AsFd) {
-        let keys = match attribute_keys(&fd) {
-            Ok(keys) => keys,
-            Err(error) => {
-                let mut finding = unreadable(place, &error);
-                finding.what = format!("its extended attributes cannot be listed: {error}");
-                return self.report(finding);
-            }
-        };
-        for key in keys {
-            self.counts.attributes.fetch_add(1, Ordering::Relaxed);
-            let what = match fetch(&fd, &key) {
-                Err(error) => format!("cannot be read: {error}"),
-                Ok(sealed) => match small::open_xattr(&self.volume.keys.small, self.volume.record.volume, &sealed) {
-                    None => "does not authenticate".to_owned(),
-                    Some((inner, _)) => {
-                        if small::xattr_key(&self.volume.keys.names, &inner).is_ok_and(|own| key == *own) {
-                            continue;
-                        }
-                        "stands under another one's name".to_owned()
-                    }
-                },
-            };
-            let what = format!("the extended attribute {} {what}", key.to_string_lossy());
-            let left = "everything but this attribute";
-            self.report(place.finding(Kind::Attribute, what, left, Cure::Attribute(key)));
-        }
-    }
 }
 
-fn unreadable(place: &Place, error: &io::Error) -> Finding {
+/// Something that the store's filesystem does not give.
+pub(super) fn unreadable(place: &Place, error: &io::Error) -> Finding {
     let hint = match error.raw_os_error() {
         Some(libc::EACCES | libc::EPERM) => "; verify as root, or as the user who mounts the volume",
         Some(libc::EMFILE | libc::ENFILE) => "; raise the limit of open files (ulimit -n) and verify again",
@@ -527,39 +493,6 @@ fn unreadable(place: &Place, error: &io::Error) -> Finding {
 /// `stat` of an entry.
 pub(super) fn stat(dir: impl AsFd, entry: &[u8]) -> Result<Stat, Errno> {
     rustix::fs::statat(dir, OsStr::from_bytes(entry), AtFlags::SYMLINK_NOFOLLOW)
-}
-
-fn attribute_keys(fd: impl AsFd) -> io::Result<Vec<OsString>> {
-    let mut size = 1024;
-    loop {
-        let mut list = vec![0; size];
-        match rustix::fs::flistxattr(&fd, &mut list[..]) {
-            Ok(length) => {
-                list.truncate(length);
-                let names = list.split(|byte| *byte == 0).filter(|name| name.starts_with(XATTR_PREFIX.as_bytes()));
-                return Ok(names.map(|name| OsString::from_vec(name.to_vec())).collect());
-            }
-            Err(Errno::RANGE) if size < VALUE_MAX => size *= 4,
-            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// The store's value of an attribute.
-pub(super) fn fetch(fd: impl AsFd, key: &OsStr) -> io::Result<Vec<u8>> {
-    let mut size = 1024;
-    loop {
-        let mut value = vec![0; size];
-        match rustix::fs::fgetxattr(&fd, key, &mut value[..]) {
-            Ok(length) => {
-                value.truncate(length);
-                return Ok(value);
-            }
-            Err(Errno::RANGE) if size < VALUE_MAX => size *= 4,
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 /// An id as the report shows it.

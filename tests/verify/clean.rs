@@ -114,3 +114,26 @@ fn another_volume_than_the_known_one_is_refused() {
     ]);
     assert!(said.contains("fingerprint") || said.contains("0000-0000"), "{said}");
 }
+
+/// A bind mount that goes away.
+struct ReadOnly(std::path::PathBuf);
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_read_only_snapshot_can_be_verified_but_not_repaired() {
+    let fixture = Fixture::new();
+    let path = fixture.store.world.path().join("snapshot");
+    fixture.store.world.make_dir(&path);
+    rustix::mount::mount_bind(&fixture.store.path, &path).unwrap();
+    let _gone = ReadOnly(path.clone());
+    let flags = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
+    rustix::mount::mount_remount(&path, flags, "").unwrap();
+    let said = fixture.store.world.ok([OsStr::new("verify"), path.as_os_str()]);
+    assert!(said.ends_with("clean\n"), "{said}");
+    fixture.store.world.fails([OsStr::new("verify"), OsStr::new("--repair"), path.as_os_str()]);
+}

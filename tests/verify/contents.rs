@@ -176,3 +176,14 @@ fn links_and_attributes() {
     let kept = aside.iter().any(|path| fs::read(path).is_ok_and(|bytes| bytes == b"nonsense"));
     assert!(kept, "the bytes of the attribute are kept");
 }
+
+#[test]
+fn a_file_of_two_names_is_named_by_both() {
+    let fixture = Fixture::new();
+    let names = [fixture.at("d/small"), fixture.at("e/twin")];
+    flip(&names[0], 2000);
+    let want = names.each_ref().map(|path| (path.as_path(), "pages"));
+    fixture.finds(&want);
+    fixture.mends(&["--set-aside-damaged"], &want);
+    assert_eq!(fixture.set_aside().len(), 2);
+}

@@ -78,13 +78,13 @@ impl Fixture {
             numbers.insert(path.strip_prefix(&mount.path).unwrap().to_str().unwrap().to_owned(), number);
         });
         mount.umount();
-        let mut at = BTreeMap::new();
+        let mut at: BTreeMap<String, PathBuf> = BTreeMap::new();
         walk(&store.path, &mut |path, number| {
             for (name, _) in numbers.iter().filter(|(_, own)| **own == number) {
-                // Of two names of one file, each in its own directory.
-                let depth = |path: &Path| path.components().count();
-                let same = depth(Path::new(name)) == depth(path.strip_prefix(&store.path).unwrap());
-                if same && path.file_name() != Some(OsStr::new(".hyokfs.dir")) {
+                // Of two names of one file, each in its own directory; directories come before what is in them.
+                let above = Path::new(name).parent().unwrap().to_str().unwrap();
+                let above = if above.is_empty() { Some(&store.path) } else { at.get(above) };
+                if path.parent() == above.map(PathBuf::as_path) && path.file_name() != Some(OsStr::new(".hyokfs.dir")) {
                     at.entry(name.clone()).or_insert_with(|| path.to_owned());
                 }
             }

@@ -81,6 +81,37 @@ fn the_root_without_its_record() {
 }
 
 #[test]
+fn a_copy_that_is_behind_is_brought_up() {
+    use std::sync::Arc;
+
+    use hyokfs::provider::KeySettings;
+    use hyokfs::provider::observed::Unobserved;
+    use hyokfs::store::Store;
+    use hyokfs::supervisor::volume::{read_record, unlock};
+
+    let fixture = Fixture::new();
+    let (main, copy) = (fixture.store.path.join("hyokfs.toml"), fixture.store.path.join("hyokfs.toml.bak"));
+    let store = Store::open(&fixture.store.path).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let record = read_record(&store).unwrap();
+    let unlocked = runtime.block_on(unlock(record, &KeySettings::default(), Arc::new(Unobserved))).unwrap();
+    let mut record = unlocked.volume.record;
+    record.generation += 1;
+    record.sign(&unlocked.volume.keys).unwrap();
+    let newer = record.to_toml().unwrap();
+    let older = fs::read(&main).unwrap();
+    fs::write(&main, &newer).unwrap();
+    let findings = fixture.finds(&[(&copy, "volume-record")]);
+    assert!(findings[0]["what"].as_str().unwrap().contains("generation 1, the other is 2"), "{findings:?}");
+    fixture.mends(&[], &[(&copy, "volume-record")]);
+    assert_eq!(fs::read_to_string(&copy).unwrap(), newer);
+    // The other way round.
+    fs::write(&main, &older).unwrap();
+    fixture.mends(&[], &[(&main, "volume-record")]);
+    assert_eq!(fs::read_to_string(&main).unwrap(), newer);
+}
+
+#[test]
 fn the_root_gets_its_record_back() {
     for init in [&[][..], &["--names", "plain"]] {
         let fixture = Fixture::with(init);
