@@ -9,6 +9,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -108,6 +109,8 @@ impl World {
 
     /// For a user without rights: `hyokfs` runs as uid and gid.
     pub fn of_user(uid: u32, gid: u32) -> Self {
+        // As udev's rule makes it on every distribution; bare containers and virtual machines may have no udev.
+        rustix::fs::chmod("/dev/fuse", 0o666.into()).expect("chmod /dev/fuse");
         Self::owned_by(Some((uid, gid)))
     }
 
@@ -255,7 +258,7 @@ impl Store {
     /// A fresh volume with more options for `init`.
     pub fn with(world: World, init: &[&str]) -> Self {
         let path = world.path().join("store");
-        let keystore = world.path().join("customer");
+        let keystore = world.path().join("home/customer");
         world.make_dir(&path);
         let store = Store { path, keystore, world };
         if !native() {
@@ -301,7 +304,7 @@ impl Store {
     pub fn try_mount(&self, options: &[&str], path: &Path) -> Result<Mount<'_>, String> {
         if native() {
             rustix::mount::mount_bind(&self.path, path).map_err(|error| error.to_string())?;
-            return Ok(Mount { store: self, path: path.to_owned(), child: None, log: PathBuf::new() });
+            return Ok(Mount { store: self, path: path.to_owned(), child: None, log: PathBuf::new(), made: true });
         }
         let (log, file) = self.world.log();
         let mut command = self.world.hyokfs(["mount"]);
@@ -315,21 +318,36 @@ impl Store {
                 Ok(())
             });
         }
+        // Ready is what the daemon says to its supervisor, as it does under systemd (Type=notify).
+        let address = log.with_extension("notify");
+        let notify = UnixDatagram::bind(&address).expect("a notify socket");
+        rustix::fs::chmod(&address, 0o777.into()).expect("chmod");
+        notify.set_read_timeout(Some(Duration::from_millis(20))).expect("a time-out");
+        command.env("NOTIFY_SOCKET", &address);
         let child = command.spawn().map_err(|error| format!("{command:?}: {error}"))?;
-        let mut mount = Mount { store: self, path: path.to_owned(), child: Some(child), log };
+        let mut mount = Mount { store: self, path: path.to_owned(), child: Some(child), log, made: false };
         let start = Instant::now();
-        while mounted(path).is_none_or(|kind| !kind.starts_with("fuse")) {
+        let mut message = [0; 4096];
+        loop {
+            if let Ok(length) = notify.recv(&mut message)
+                && message[..length].split(|byte| *byte == b'\n').any(|line| line == b"READY=1")
+            {
+                break;
+            }
             let child = mount.child.as_mut().expect("just started");
             if let Some(status) = child.try_wait().expect("wait") {
                 mount.child = None;
                 return Err(format!("{status}: {}", slurp(&mount.log)));
             }
             if start.elapsed() > PATIENCE {
-                return Err(format!("no mount after {PATIENCE:?}: {}", slurp(&mount.log)));
+                return Err(format!("not ready after {PATIENCE:?}: {}", slurp(&mount.log)));
             }
-            std::thread::sleep(Duration::from_millis(5));
         }
-        Ok(mount)
+        mount.made = true;
+        match mounted(path) {
+            Some(kind) if kind.starts_with("fuse") => Ok(mount),
+            other => Err(format!("the daemon says that it is ready, but {} holds {other:?}", path.display())),
+        }
     }
 
     /// The regular files of the store that hold files of the volume: not the record, not what starts with a dot.
@@ -370,6 +388,8 @@ pub struct Mount<'a> {
     pub path: PathBuf,
     child: Option<Child>,
     log: PathBuf,
+    /// Whether the mount at `path` is this one's: one that failed must not take another's away.
+    made: bool,
 }
 
 impl Mount<'_> {
@@ -470,7 +490,8 @@ impl Drop for Mount<'_> {
             }
         }
         for _ in 0..8 {
-            if mounted(&self.path).is_none()
+            if !self.made
+                || mounted(&self.path).is_none()
                 || rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::DETACH).is_err()
             {
                 break;

@@ -15,6 +15,7 @@ PAGE = 4096
 class Verdict:
     def __init__(self):
         self.lost, self.damaged, self.stillborn, self.files, self.bytes = [], [], 0, 0, 0
+        self.histories = []
 
     @property
     def clean(self):
@@ -23,7 +24,7 @@ class Verdict:
     def __str__(self):
         lines = [f"lost: {text}" for text in self.lost[:5]] + [f"damaged: {text}" for text in self.damaged[:5]]
         more = len(self.lost) + len(self.damaged) - len(lines)
-        return "\n".join(lines + ([f"and {more} more"] if more > 0 else []))
+        return "\n".join(lines + ([f"and {more} more"] if more > 0 else []) + self.histories[:2])
 
 
 class Judge:
@@ -38,6 +39,7 @@ class Judge:
         for file in sorted(self.model.must_be_reachable()):
             if file not in self.found:
                 self.verdict.lost.append(f"file {file} was acknowledged and has no name any more")
+                self.verdict.histories.append(self.model.history(file))
         for file, paths in self.found.items():
             if len(paths) > 1 and file not in self.model.linked and file not in self.ambiguous:
                 self.verdict.damaged.append(f"file {file} was renamed and has both names: {paths}")
@@ -92,6 +94,7 @@ class Judge:
             else:
                 target = self.verdict.lost if acknowledged else self.verdict.damaged
                 target.append(f"{short}: {error.strerror} at open")
+                self.verdict.histories += [self.model.history(file) for file in files]
             for file in files:
                 self.found.setdefault(file, []).append(short)
             return
@@ -101,6 +104,8 @@ class Judge:
         (lost, damaged), file = results[0]
         self.verdict.lost += lost
         self.verdict.damaged += damaged
+        if lost or damaged:
+            self.verdict.histories.append(self.model.history(file))
         # Two empty files look alike: each that may be here and would be in order counts as found.
         if len(results) > 1 and not any(results[1][0]):
             self.ambiguous.update(files)

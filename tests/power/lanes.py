@@ -33,7 +33,8 @@ class Result:
         self.bytes += verdict.bytes
         self.stillborn += verdict.stillborn
         if not verdict.clean:
-            self.failures.append(f"{what}:\n{verdict}")
+            place = 0 if verdict.lost else len(self.failures)
+            self.failures.insert(place, f"{what}:\n{verdict}")
 
     def fail(self, what, error):
         self.images += 1
@@ -74,7 +75,8 @@ class Power:
         self.torn, self.lying = torn, lying
         kind = " on a lying disk" if lying else " torn at 512 bytes" if torn else ""
         self.result = Result(f"{target.name} on {fs}{kind}")
-        self.base, self.log, self.ledger = (os.path.join(folder, n) for n in ("base.img", "block.log", "ledger"))
+        self.base, self.log = (os.path.join(folder, n) for n in ("base.img", "block.log"))
+        self.ledger = None
 
     def run(self, images, again=0):
         """Records, cuts `images` times; `again` of the images are used, recorded and cut once more."""
@@ -103,8 +105,7 @@ class Power:
         image = os.path.join(self.folder, "disk.img")
         cutter.copy_sparse(base, image)
         disk, mountpoint = make_dirs(self.folder, "disk", "mnt")
-        if os.path.exists(self.ledger):
-            os.unlink(self.ledger)
+        self.ledger = os.path.join(self.folder, f"ledger-{seed}")
         with cleanup.Stack() as undo:
             disk_log = recorder.Recorder(image, self.log, self.folder, self.fs, disk)
             undo.add("the recorder", disk_log.close)
@@ -178,6 +179,8 @@ class Power:
             try:
                 root = self.target.mount(store, mountpoint)
                 verdict = judge.Judge(root, book.at(cut.position), self.target.stillborn).run()
+                if not verdict.clean:
+                    verdict.histories.insert(0, "the daemon said: " + self.target.said()[-600:])
                 if again and verdict.clean:
                     blobs = os.path.join(self.folder, f"blobs-{cut.index}")
                     os.makedirs(blobs, exist_ok=True)

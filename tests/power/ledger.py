@@ -97,7 +97,7 @@ class Model:
     """What may be there after a cut at `position`."""
 
     def __init__(self, ops, position):
-        self.position = position
+        self.position, self.ops = position, ops
         self.contents, self.places, self.files, self.linked = {}, {}, set(), set()
         self.may_be_gone, self.certain = set(), set()
         for op in ops:
@@ -138,6 +138,17 @@ class Model:
             place.setdefault(name, [None])
             if value not in place[name]:
                 place[name].append(value)
+
+    def history(self, file):
+        """The last operations on a file, for a person who looks for a defect."""
+        parts = []
+        for op in self.ops:
+            if file in (op.facts.get("file"), op.facts.get("victim")):
+                facts = {k: v if not isinstance(v, str) else v[:12] for k, v in op.facts.items()
+                         if k not in ("n", "op", "begin", "file", "seed", "blob")}  # fmt: skip
+                acked = f"acknowledged at {op.ack}" if op.ack <= self.position else "not acknowledged"
+                parts.append(f"  {op.n} {op.kind} {facts} begun at {op.begin}, {acked}")
+        return f"history of file {file} (the cut is at {self.position}):\n" + "\n".join(parts[-12:])
 
     def must_be_reachable(self):
         """Files that were acknowledged and that nothing may have removed."""

@@ -9,8 +9,9 @@ import cleanup
 SIZE = 320 << 20
 
 MKFS = {
+    # Blocks of 4 KiB: mke2fs makes them 1 KiB on small disks, and then no page of 4 KiB is one write.
     # Every inode and journal block is written now, so that nothing in the background mixes into the log.
-    "ext4": ["mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", "-J", "size=16"],
+    "ext4": ["mkfs.ext4", "-q", "-F", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", "-J", "size=16"],
     "xfs": ["mkfs.xfs", "-q", "-f", "-K"],
 }
 OPTIONS = {"ext4": "noatime,commit=1,nodiscard", "xfs": "noatime,nouuid"}

@@ -49,7 +49,7 @@ class Target:
     def mount(self, store, mountpoint):
         """Mounts; gives the directory to work in. The daemon is our child, in the foreground."""
         self.output = mountpoint.rstrip("/") + ".log"
-        with open(self.output, "ab") as log:
+        with open(self.output, "wb") as log:
             self.daemon = subprocess.Popen(self.command(store, mountpoint), stdin=subprocess.DEVNULL, stdout=log,
                                            stderr=log, env=self.environment())  # fmt: skip
 
