@@ -7,7 +7,9 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -87,7 +89,12 @@ fn socket_of(mountpoint: &Path) -> PathBuf {
 pub struct Control {
     listener: UnixListener,
     path: PathBuf,
+    /// Calls that are being answered.
+    calls: Arc<AtomicUsize>,
 }
+
+/// How long the daemon waits at its end until the last answers have been sent.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Control {
     /// Listens for commands about `mountpoint` (absolute).
@@ -109,21 +116,28 @@ impl Control {
         // The store's lock file has already kept a second daemon away, so a socket that is there is a dead one's.
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).map_err(io(&path))?;
-        Ok(Control { listener, path })
+        Ok(Control { listener, path, calls: Arc::default() })
     }
 
     /// Serves commands until the process ends: each is given to `answer` on a thread of its own.
     pub fn serve(&self, answer: impl Fn(Request) -> Reply + Clone + Send + 'static) -> io::Result<()> {
         let listener = self.listener.try_clone()?;
+        let calls = self.calls.clone();
         std::thread::Builder::new().name("control".into()).spawn(move || {
             for stream in listener.incoming() {
                 let Ok(stream) = stream else { continue };
-                let answer = answer.clone();
-                let _ = std::thread::Builder::new().name("control-call".into()).spawn(move || {
+                let (answer, calls) = (answer.clone(), calls.clone());
+                calls.fetch_add(1, Ordering::SeqCst);
+                let count = calls.clone();
+                let spawned = std::thread::Builder::new().name("control-call".into()).spawn(move || {
                     if let Err(error) = serve_one(&stream, &answer) {
                         tracing::debug!(%error, "control socket");
                     }
+                    count.fetch_sub(1, Ordering::SeqCst);
                 });
+                if spawned.is_err() {
+                    calls.fetch_sub(1, Ordering::SeqCst);
+                }
             }
         })?;
         Ok(())
@@ -133,6 +147,11 @@ impl Control {
 impl Drop for Control {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+        // The process ends next, and whoever asked for that wants to hear it.
+        let until = Instant::now() + LAST_WORDS;
+        while self.calls.load(Ordering::SeqCst) > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 

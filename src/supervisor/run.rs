@@ -111,8 +111,9 @@ pub fn run(mut options: RunOptions, on_ready: impl FnOnce()) -> Result<(), RunEr
 
     let mounter =
         Arc::new(Mounter::new(store, settings, &options, runtime.handle().clone(), watch.clone(), events.clone()));
-    let (mounted, identity, asked) = mounter.mount(record)?;
+    // Before the mount is there: whoever sees it may ask at once.
     let control = Control::listen(&options.mountpoint)?;
+    let (mounted, identity, asked) = mounter.mount(record)?;
     let probe = {
         let uri = identity.uri.clone();
         let provider = runtime.block_on(connect(&uri, &mounter.settings())).map_err(VolumeError::from)?;
@@ -450,17 +451,18 @@ impl Daemon {
         }
         let path = self.options.mountpoint.clone();
         let pid = std::process::id();
+        // Answered when the daemon has ended, unless the kernel refuses first.
+        self.waiting.push(Waiting::Ended(reply.clone()));
         let tried = std::thread::Builder::new().name("unmount".into()).spawn(move || {
             // The end of the connection ends the daemon.
-            let _ = reply.send(match mount::unmount_idle(&path) {
-                Ok(()) => Reply::Done("unmounted".into()),
-                Err(error) => Reply::Refused(format!(
+            if let Err(error) = mount::unmount_idle(&path) {
+                let _ = reply.send(Reply::Refused(format!(
                     "{} cannot be unmounted ({error}): close what uses it (`fuser -vm {}`), or cut it off with `kill {pid}`: \
                      everything written is kept",
                     path.display(),
                     path.display()
-                )),
-            });
+                )));
+            }
         });
         if let Err(error) = tried {
             tracing::error!("no thread to unmount with: {error}");
@@ -482,7 +484,9 @@ impl Daemon {
                 Action::ProbeIn(span) => self.poll.probe_by(now() + span),
                 Action::BeginLock { cause } => self.begin_lock(cause),
                 Action::BeginUnlock => self.begin_unlock(),
-                Action::Refuse(refusal) => self.answer(false, |_| true, &refusal.to_string()),
+                Action::Refuse(refusal) => {
+                    self.answer(false, |waiting| !matches!(waiting, Waiting::Ended(_)), &refusal.to_string());
+                }
                 Action::Shutdown => {
                     self.end();
                     return true;

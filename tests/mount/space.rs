@@ -157,7 +157,7 @@ fn seek_data_and_hole() {
 }
 
 #[test]
-fn statfs_is_the_stores() {
+fn statfs_tells_what_fits_into_the_store() {
     let store = Store::new();
     let mount = store.mount();
     let (below, here) = (statvfs(&store.path).unwrap(), statvfs(&mount.path).unwrap());

@@ -141,18 +141,26 @@ class Hyokfs(Target):
         # The state (pinned fingerprints) is the node's, not the disk's: it survives.
         return [self.binary, "mount", "--state-dir", f"{self.home}/state", store, mountpoint]
 
-    def verify(self, store):
-        done = subprocess.run([self.binary, "verify", "--json", store], capture_output=True, text=True,
+    def _verify(self, store, *options):
+        done = subprocess.run([self.binary, "verify", "--json", *options, store], capture_output=True, text=True,
                               env=self.environment(), timeout=300)  # fmt: skip
-        if done.returncode == 0:
-            return []
+        said = (done.stderr or done.stdout).strip()[:300]
         try:
-            report = json.loads(done.stdout)
-        except ValueError:
-            return [f"verify: exit code {done.returncode}: {(done.stderr or done.stdout).strip()[:300]}"]
-        # What a cut leaves half made is no damage; verify tells it apart.
-        problems = report.get("damaged", report.get("problems", [done.stderr.strip()]))
-        return [f"verify: {problem}"[:300] for problem in problems] if problems else []
+            findings = json.loads(done.stdout)["findings"]
+        except (ValueError, KeyError):
+            return [{"kind": "no report", "path": "", "what": f"exit code {done.returncode}: {said}"}]
+        if done.returncode and not findings:
+            findings.append({"kind": "no finding", "path": "", "what": f"exit code {done.returncode}: {said}"})
+        return findings
+
+    def verify(self, store):
+        """What a cut leaves half made is no damage, and `verify --repair` sweeps it; then the volume is clean."""
+        findings = self._verify(store)
+        bad = [finding for finding in findings if finding["kind"] != "leftover"]
+        if findings and not bad:
+            self._verify(store, "--repair")
+            bad = self._verify(store)
+        return [f"verify: {json.dumps(finding)}"[:300] for finding in bad]
 
 
 class Gocryptfs(Target):
