@@ -32,6 +32,7 @@ class Scribe:
         self.content = {}  # file -> numbers of content operations not yet acknowledged
         self.names = {}  # directory -> numbers of name operations not yet acknowledged
         self.next_file = self.next_dir = 1
+        self.generation = ""  # keeps the names of a second run apart from the first one's
 
     # Paths
 
@@ -47,7 +48,7 @@ class Scribe:
 
     def fresh_name(self, prefix, number):
         # Now and then a name too long to be stored as it is.
-        return f"{prefix}{number:05d}" + ("-" + "long" * 50 if self.dice.random() < 0.15 else "")
+        return f"{prefix}{self.generation}{number:05d}" + ("-" + "long" * 50 if self.dice.random() < 0.15 else "")
 
     def length(self):
         return self.dice.choice([self.dice.randint(1, 200), self.dice.randint(1, 9_000), self.dice.randint(1, 9_000),
@@ -353,6 +354,7 @@ class Scribe:
 
     def adopt(self, survey):
         """Goes on from what is there: its bytes count as acknowledged."""
+        self.generation = "-again-"
         numbers = {"": 0}
         for entry in survey["dirs"]:
             number = self.next_dir
