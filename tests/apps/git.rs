@@ -27,7 +27,7 @@ fn a_repository() {
     let mount = mount.remount();
     assert_eq!(run("git rev-parse HEAD"), head);
     run("test -z \"$(git status --porcelain)\"; git fsck --strict; git repack -adq; git fsck --strict; \
-         git -C ../linked fsck --strict; git -C ../linked checkout -q side~1; git reset -q --hard HEAD~1; \
+         git -C ../linked fsck --strict; git -C ../linked checkout -q HEAD~1; git reset -q --hard HEAD~1; \
          test -z \"$(git status --porcelain)\"");
     mount.umount();
 }
