@@ -15,6 +15,7 @@
 //! | 4 | [`keyring`] | unwrapped keys; the only bridge between threads and the async key side |
 //! | 4 | [`liveness`] | polls the customer's key |
 //! | 5 | [`fs`] | POSIX semantics over inodes, dentries and handles; knows no FUSE types |
+//! | 5 | [`verify`] | authenticates a whole store that is not mounted, and mends it |
 //! | 6 | [`fuse`] | the kernel's requests, decoded and answered |
 //! | 7 | [`supervisor`] | the state machine; alone mounts, locks and unmounts |
 //! | 8 | [`cli`] | the command line |
@@ -34,6 +35,7 @@ pub mod keyring;
 pub mod liveness;
 
 pub mod fs;
+pub mod verify;
 
 pub mod fuse;
 

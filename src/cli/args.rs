@@ -336,6 +336,26 @@ pub enum PolicyFormat {
 /// `hyokfs verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
+    /// Mend what can be mended: remove what interrupted operations left, restore the volume record, move what
+    /// authenticates nowhere into .hyokfs.lost. Nothing that holds anything is deleted.
+    #[arg(long)]
+    pub repair: bool,
+    /// With --repair: also move files of which only a part can be read into .hyokfs.lost.
+    #[arg(long, requires = "repair")]
+    pub set_aside_damaged: bool,
+    /// With --repair: also write lost records of directories again, from what stands in them. It makes a directory
+    /// that was moved behind hyokfs's back, and lost its record, belong where it stands now.
+    #[arg(long, requires = "repair")]
+    pub rebuild_directories: bool,
+    /// Show plaintext names; without it only the names in the store and the ids of files are shown.
+    #[arg(long)]
+    pub show_names: bool,
+    /// Refuse the volume unless this is its fingerprint (as `init` printed it).
+    #[arg(long, value_name = "FINGERPRINT")]
+    pub fingerprint: Option<String>,
+    /// Calls per second that may be made to the key service [default: 500].
+    #[arg(long, value_name = "N")]
+    pub kms_max_rps: Option<u32>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

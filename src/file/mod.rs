@@ -19,6 +19,7 @@ mod sync;
 mod write;
 
 pub use error::{Damage, FileError};
+pub use state::Snapshot;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};

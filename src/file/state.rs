@@ -105,12 +105,14 @@ pub(super) struct State {
     changes: u64,
     /// The count of changes that the last sync covered.
     synced: Option<u64>,
-    /// Counts syncs that have ended.
+    /// Counts syncs that have begun.
     syncs: u64,
 }
 
-/// What a sync that begins now will have made durable.
-pub(super) struct Snapshot {
+/// What a sync that has begun will have made durable when it ends with success.
+#[derive(Debug)]
+#[must_use = "a sync that never ends leaves the file with older knowledge: safe, but slower later"]
+pub struct Snapshot {
     size: u64,
     overlong: Option<bool>,
     changes: u64,
@@ -173,19 +175,23 @@ impl State {
 
     /// A sync begins. `tail` is what the last page should hold at the present size.
     pub fn begin_sync(&mut self, tail: usize) -> Snapshot {
+        self.syncs += 1;
         self.floors.mark();
         self.cut = u64::MAX;
         let overlong = if self.was_changed() { self.last_len.map(|len| len > tail) } else { self.overlong };
+        if overlong == Some(true) {
+            // Already while the sync is under way: growth that overtakes it must not rely on the state before.
+            self.overlong = overlong;
+        }
         Snapshot { size: self.size, overlong, changes: self.changes, syncs: self.syncs }
     }
 
     /// The sync is over, with success.
     pub fn end_sync(&mut self, begun: Snapshot) {
         if begun.syncs != self.syncs {
-            // Another one began later and has ended: it knows more.
+            // Another one began later: only its end is counted from its own beginning.
             return;
         }
-        self.syncs += 1;
         self.floors.synced();
         self.durable = begun.size.min(self.cut);
         self.synced = Some(begun.changes);

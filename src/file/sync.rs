@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::PoisonError;
 
-use super::state::{Floor, State};
+use super::state::{Floor, Snapshot, State};
 use super::{FileError, PageFile};
 use crate::format::page::{PAGE, is_hole};
 use crate::store::Disk;
@@ -30,17 +30,29 @@ impl<D: Disk> PageFile<D> {
     /// [`FileError::Io`]: nothing may be taken as durable.
     pub fn sync(&self) -> Result<(), FileError> {
         let _one_at_a_time = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        let begun = {
-            let state = &mut *self.change();
-            self.tell_size(state)?;
-            if state.was_changed() {
-                self.last_len(state)?;
-            }
-            state.begin_sync(self.geometry.tail(state.size) as usize)
-        };
+        let begun = self.begin_sync()?;
         self.disk.sync_data()?;
-        self.change().end_sync(begun);
+        self.end_sync(begun);
         Ok(())
+    }
+
+    /// The first half of a sync that the caller does for many files at once (`syncfs`): puts the tail and remembers what
+    /// the sync will cover. After the store has been synced, give the result to [`PageFile::end_sync`]. Needs no key.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn begin_sync(&self) -> Result<Snapshot, FileError> {
+        let state = &mut *self.change();
+        self.tell_size(state)?;
+        if state.was_changed() {
+            self.last_len(state)?;
+        }
+        Ok(state.begin_sync(self.geometry.tail(state.size) as usize))
+    }
+
+    /// The second half: everything up to `begun` is durable now. Not to be called if the sync failed.
+    pub fn end_sync(&self, begun: Snapshot) {
+        self.change().end_sync(begun);
     }
 
     /// Records in page 0 that everything up to the size that the last sync made durable must be there from now on. Call

@@ -6,6 +6,7 @@ pub mod header;
 pub mod ids;
 pub mod name;
 pub mod slots;
+pub mod small;
 pub mod volume;
 pub mod page;
 

@@ -23,7 +23,7 @@ impl Fs {
     pub(super) fn attr(&self, inode: &Arc<Inode>, stat: &Stat) -> Result<Attr, FsError> {
         inode.saw(stat);
         let length = u64::try_from(stat.st_size).unwrap_or(0);
-        let mut mtime = time(stat.st_mtime, stat.st_mtime_nsec as u64);
+        let mut mtime = time(stat.st_mtime, stat.st_mtime_nsec);
         let size = match inode.kind {
             Kind::File => match inode.live() {
                 Some(live) => {
@@ -37,12 +37,12 @@ impl Fs {
             Kind::Directory => length,
             _ => 0,
         };
-        let ctime = time(stat.st_ctime, stat.st_ctime_nsec as u64);
+        let ctime = time(stat.st_ctime, stat.st_ctime_nsec);
         Ok(Attr {
             ino: inode.ino,
             size,
             blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
-            atime: time(stat.st_atime, stat.st_atime_nsec as u64),
+            atime: time(stat.st_atime, stat.st_atime_nsec),
             mtime,
             ctime,
             crtime: ctime.min(mtime),

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, Stat, Tim
 use rustix::io::Errno;
 
 use super::error::FsError;
-use super::inode::{Inode, lock, read, write};
+use super::inode::{Born, Inode, lock, read, write};
 use super::types::{Attr, Caller, Ino, Kind};
 use super::{Fs, reach::proc_path};
 use crate::crypto::kdf::VolumeKeys;
@@ -304,6 +304,8 @@ impl Fs {
         }
         places.list.retain(|place| !(Arc::ptr_eq(&place.parent, dir) && &*place.entry == entry));
         places.last = dir.dir.get().copied();
+        drop(places);
+        self.unpin(victim);
         Ok(())
     }
 
@@ -355,6 +357,14 @@ impl Fs {
         self.enter_write_back()?;
         let dir = self.dir(ino)?;
         let born = std::mem::take(&mut *lock(&dir.born));
+        let synced = self.sync_born(&born).and_then(|()| self.sync_dir(&dir));
+        if synced.is_err() {
+            lock(&dir.born).many = true;
+        }
+        synced
+    }
+
+    fn sync_born(&self, born: &Born) -> Result<(), FsError> {
         let mut whole = born.many;
         for file in &born.files {
             match file.upgrade() {
@@ -370,7 +380,7 @@ impl Fs {
         if whole {
             self.store.sync()?;
         }
-        self.sync_dir(&dir)
+        Ok(())
     }
 }
 

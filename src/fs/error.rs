@@ -33,7 +33,7 @@ pub enum FsError {
     Unfinished,
     /// The key of the file is not to be had.
     #[error("{0}")]
-    NoKey(#[from] KeyError),
+    NoKey(KeyError),
     /// No ciphertext file can be as long.
     #[error("the file would become larger than the store's filesystem can hold")]
     TooBig,
@@ -53,6 +53,16 @@ impl FsError {
 
     pub(super) fn is(&self, errno: Errno) -> bool {
         matches!(self, FsError::Io(error) if error.raw_os_error() == Some(errno.raw_os_error()))
+    }
+}
+
+impl From<KeyError> for FsError {
+    fn from(error: KeyError) -> Self {
+        match error {
+            KeyError::Locked => FsError::Locked,
+            KeyError::Damaged(_) => FsError::Damaged { what: error.to_string() },
+            other => FsError::NoKey(other),
+        }
     }
 }
 

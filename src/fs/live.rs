@@ -187,6 +187,10 @@ impl Fs {
         let live = Arc::new(Live::new(file, stat));
         *write(&inode.live) = Some(Arc::clone(&live));
         inode.opens.fetch_add(1, Ordering::AcqRel);
+        // A wipe goes over all open files after it has closed the volume: one of the two sees the other.
+        if self.phase() == Phase::Closed {
+            live.file.drop_keys();
+        }
         live
     }
 
@@ -284,9 +288,8 @@ impl Fs {
 
     fn moved(&self, live: &Live) -> bool {
         let times = lock(&live.times);
-        rustix::fs::fstat(live.file.disk()).is_ok_and(|stat| {
-            (stat.st_mtime, stat.st_mtime_nsec as i64) != (times.mtime.tv_sec, times.mtime.tv_nsec as i64)
-        })
+        rustix::fs::fstat(live.file.disk())
+            .is_ok_and(|stat| (stat.st_mtime, stat.st_mtime_nsec as i64) != (times.mtime.tv_sec, times.mtime.tv_nsec))
     }
 
     /// Changes the directories that a file or directory may stand in. Needs no file key.

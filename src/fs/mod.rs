@@ -1,7 +1,7 @@
 //! POSIX semantics over inodes, names and handles. Knows no FUSE types; every operation may be called from any thread.
 //!
 //! # How an inode is reached
-//! An [`inode::Inode`] exists while the kernel refers to it (look-ups not yet forgotten), while it is open, or while an
+//! An `Inode` exists while the kernel refers to it (look-ups not yet forgotten), while it is open, or while an
 //! entry below it does. It knows its *places*: (parent inode, name in the store). Nothing is ever reached by a path.
 //! * Directories keep an `O_PATH` descriptor while they are in use; beyond [`FsOptions::max_path_fds`] a clock takes the
 //!   least used ones away, and they are opened again through their place.
@@ -120,6 +120,7 @@ pub struct Fs {
     /// Whether the store's filesystem makes files without a name.
     nameless: AtomicBool,
     superuser: bool,
+    group: u32,
     warned: AtomicBool,
     prefetch: readdir::Prefetcher,
     options: FsOptions,
@@ -162,6 +163,7 @@ impl Fs {
             bare_link: AtomicBool::new(true),
             nameless: AtomicBool::new(true),
             superuser: rustix::process::geteuid().is_root(),
+            group: rustix::process::getegid().as_raw(),
             warned: AtomicBool::new(false),
             prefetch: readdir::Prefetcher::start(weak.clone(), options.remote),
             options,

@@ -37,7 +37,7 @@ impl Fs {
         }
         let (uid, gid, passes) = self.owner_in(caller, dir);
         // The kernel made it root's, with the group of the directory if that passes it on.
-        let same_group = passes || gid == rustix::process::getegid().as_raw();
+        let same_group = passes || gid == self.group;
         if uid != 0 || !same_group {
             self.chown_fd(fd, Some(uid), Some(gid))?;
             if let Some(mode) = mode.filter(|mode| mode & 0o6000 != 0) {
@@ -76,9 +76,11 @@ impl Fs {
                 }
                 Err(error) => match Errno::from_io_error(&error) {
                     // A kernel or filesystem without nameless files: with a name from the start.
-                    Some(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
+                    Some(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
                         self.nameless.store(false, Ordering::Relaxed);
                     }
+                    // What ext4 says of a directory that was removed.
+                    Some(Errno::PERM) if rustix::fs::fstat(&*fd)?.st_nlink == 0 => return Err(FsError::NotFound),
                     _ => return Err(error.into()),
                 },
             }
@@ -124,14 +126,19 @@ impl Fs {
 
     /// Gives a nameless open file its name.
     fn link_fd(&self, file: &impl AsFd, dir: &OwnedFd, to: &OsStr) -> Result<(), FsError> {
-        if self.bare_link.load(Ordering::Relaxed) {
+        let bare = self.bare_link.load(Ordering::Relaxed);
+        if bare {
             match rustix::fs::linkat(file, "", dir, to, AtFlags::EMPTY_PATH) {
-                // Without CAP_DAC_READ_SEARCH the kernel says that there is no such file.
-                Err(Errno::NOENT | Errno::PERM) => self.bare_link.store(false, Ordering::Relaxed),
+                // Without CAP_DAC_READ_SEARCH the kernel says that there is no such file; a removed directory does, too.
+                Err(Errno::NOENT | Errno::PERM) => {}
                 other => return Ok(other?),
             }
         }
-        Ok(rustix::fs::linkat(rustix::fs::CWD, proc_path(file), dir, to, AtFlags::SYMLINK_FOLLOW)?)
+        rustix::fs::linkat(rustix::fs::CWD, proc_path(file), dir, to, AtFlags::SYMLINK_FOLLOW)?;
+        if bare {
+            self.bare_link.store(false, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Makes and opens a regular file; opens the one that is there, unless `flags` has `O_EXCL`.

@@ -21,6 +21,10 @@ pub(super) fn proc_path(fd: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
+/// How often an inode is looked for under its names before it counts as gone: each further try needs a rename or unlink
+/// by another thread in the middle of the one before.
+const TRIES: usize = 8;
+
 /// Directory descriptors that are kept, oldest first: a clock with a second chance for those in use.
 pub(super) struct Kept {
     queue: Mutex<VecDeque<Weak<Inode>>>,
@@ -104,58 +108,65 @@ impl Fs {
         Ok(())
     }
 
-    /// After a name went: an inode with other names needs no descriptor.
+    /// After a name went: an inode with other names needs no descriptor, one without any no narrower parents.
     pub(super) fn unpin(&self, inode: &Arc<Inode>) {
-        if inode.kind != Kind::Directory && !read(&inode.places).list.is_empty() {
+        if read(&inode.places).list.is_empty() {
+            // It would be kept on the disk until the next sync.
+            lock(&self.narrow).retain(|moved| !Arc::ptr_eq(moved, inode));
+        } else if inode.kind != Kind::Directory {
             let fd = lock(&inode.path).take();
             drop(fd);
         }
     }
 
-    /// Runs `work` on a directory descriptor and a name that lead to `inode`.
-    fn at_place<T>(
+    /// Reaches `inode` by its own descriptor, else by a directory descriptor and a name that lead to it. `by_name` gives
+    /// nothing if they lead to another inode.
+    fn reach<T>(
         &self,
         inode: &Arc<Inode>,
-        work: &dyn Fn(&OwnedFd, &OsStr) -> Result<Option<T>, FsError>,
+        by_fd: impl Fn(&OwnedFd) -> Result<T, FsError>,
+        by_name: impl Fn(&OwnedFd, &OsStr) -> Result<Option<T>, FsError>,
     ) -> Result<T, FsError> {
-        // A name may be changed while its directory is opened, which must not happen under the lock of the names
-        // (directories are above, and have such locks themselves); so it is checked again.
-        let mut tries = 0;
-        loop {
+        for _ in 0..TRIES {
+            let own = lock(&inode.path).clone();
+            if let Some(fd) = own {
+                return by_fd(&fd);
+            }
             let places: Vec<Place> = read(&inode.places).list.clone();
             for place in &places {
+                // The directory must not be opened under the lock of the names (it is reached the same way), so
+                // whether the name still stands is asked again under the lock.
                 let dir = self.dir_fd(&place.parent)?;
                 let names = read(&inode.places);
                 let same = |p: &Place| Arc::ptr_eq(&p.parent, &place.parent) && p.entry == place.entry;
                 if !names.list.iter().any(same) {
                     continue;
                 }
-                match work(&dir, &place.entry) {
+                match by_name(&dir, &place.entry) {
                     Ok(Some(done)) => return Ok(done),
                     Ok(None) | Err(FsError::NotFound) => {}
                     Err(error) => return Err(error),
                 }
             }
-            tries += 1;
-            if tries == 3 {
-                return Err(FsError::os(Errno::STALE));
-            }
         }
+        Err(FsError::os(Errno::STALE))
     }
 
     /// Opens the inode itself, and proves that it is the same one.
     pub(super) fn open_node(&self, inode: &Arc<Inode>, flags: OFlags) -> Result<OwnedFd, FsError> {
-        let pinned = lock(&inode.path).clone();
-        if let Some(fd) = pinned {
-            if inode.kind == Kind::Directory {
-                return Ok(open_beneath(&fd, OsStr::new("."), flags, Mode::empty())?);
-            }
-            return Ok(rustix::fs::open(proc_path(&fd), flags | OFlags::CLOEXEC, Mode::empty())?);
-        }
-        self.at_place(inode, &|dir, entry| {
-            let fd = open_beneath(dir, entry, flags, Mode::empty())?;
-            Ok(inode.is(&rustix::fs::fstat(&fd)?).then_some(fd))
-        })
+        self.reach(
+            inode,
+            |fd| {
+                if inode.kind == Kind::Directory {
+                    return Ok(open_beneath(fd, OsStr::new("."), flags, Mode::empty())?);
+                }
+                Ok(rustix::fs::open(proc_path(fd), flags | OFlags::CLOEXEC, Mode::empty())?)
+            },
+            |dir, entry| {
+                let fd = open_beneath(dir, entry, flags, Mode::empty())?;
+                Ok(inode.is(&rustix::fs::fstat(&fd)?).then_some(fd))
+            },
+        )
     }
 
     /// The backing inode's attributes.
@@ -163,14 +174,14 @@ impl Fs {
         if let Some(live) = inode.live() {
             return Ok(rustix::fs::fstat(live.file.disk())?);
         }
-        let fd = lock(&inode.path).clone();
-        if let Some(fd) = fd {
-            return Ok(rustix::fs::fstat(fd)?);
-        }
-        self.at_place(inode, &|dir, entry| {
-            let stat = rustix::fs::statat(dir, entry, AtFlags::SYMLINK_NOFOLLOW)?;
-            Ok(inode.is(&stat).then_some(stat))
-        })
+        self.reach(
+            inode,
+            |fd| Ok(rustix::fs::fstat(fd)?),
+            |dir, entry| {
+                let stat = rustix::fs::statat(dir, entry, AtFlags::SYMLINK_NOFOLLOW)?;
+                Ok(inode.is(&stat).then_some(stat))
+            },
+        )
     }
 
     /// `stat` of an entry.

@@ -5,8 +5,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
@@ -16,12 +14,8 @@ use super::inode::Inode;
 use super::reach::proc_path;
 use super::types::{Ino, Kind};
 use crate::crypto::kdf::VolumeKeys;
+use crate::format::small::{self, XATTR_PREFIX};
 
-const PREFIX: &str = "user.hyokfs.";
-const LABEL: &[u8] = b"hyokfs/1 xattr";
-/// Names are sealed per directory; attributes are no directory's, so they take an id that none has but by a chance of
-/// 2⁻¹²⁸.
-const NOWHERE: [u8; 16] = *b"hyokfs xattr v1\0";
 /// The kernel's own limits.
 const NAME_MAX: usize = 255;
 const VALUE_MAX: usize = 65_536;
@@ -42,12 +36,7 @@ fn check_name(name: &OsStr) -> Result<&[u8], FsError> {
 
 impl Fs {
     fn xattr_key(&self, keys: &VolumeKeys, name: &[u8]) -> Result<String, FsError> {
-        let sealed = keys.names.seal(&NOWHERE, name).map_err(|_| FsError::Crypto)?;
-        Ok(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(&sealed[..16])))
-    }
-
-    fn xattr_aad(&self) -> Vec<u8> {
-        [LABEL, self.volume.as_bytes()].concat()
+        small::xattr_key(&keys.names, name).map_err(|_| FsError::Crypto)
     }
 
     /// The path of the inode itself, as the xattr calls need one.
@@ -80,8 +69,7 @@ impl Fs {
             return Err(FsError::os(Errno::TOOBIG));
         }
         let key = self.xattr_key(&keys, name)?;
-        let plain = [&[name.len() as u8], name, value].concat();
-        let sealed = keys.small.seal(&self.xattr_aad(), &plain).map_err(|_| FsError::Crypto)?;
+        let sealed = small::seal_xattr(&keys.small, self.volume, name, value).map_err(|_| FsError::Crypto)?;
         self.with_path(&inode, |path| Ok(rustix::fs::setxattr(path, key.as_str(), &sealed, flags)?))
     }
 
@@ -101,11 +89,8 @@ impl Fs {
     }
 
     fn open_value(&self, keys: &VolumeKeys, ino: Ino, sealed: &[u8]) -> Result<(Vec<u8>, Vec<u8>), FsError> {
-        let bad = || FsError::damaged(format!("an extended attribute of inode {ino} was altered"));
-        let plain = keys.small.open(&self.xattr_aad(), sealed).map_err(|_| bad())?;
-        let (length, rest) = plain.split_first().ok_or_else(bad)?;
-        let (name, value) = rest.split_at_checked(usize::from(*length)).ok_or_else(bad)?;
-        Ok((name.to_vec(), value.to_vec()))
+        small::open_xattr(&keys.small, self.volume, sealed)
+            .ok_or_else(|| FsError::damaged(format!("an extended attribute of inode {ino} was altered")))
     }
 
     /// The value of an attribute.
@@ -142,7 +127,7 @@ impl Fs {
                 Err(error) => return Err(error.into()),
             }
         };
-        let names = list.split(|byte| *byte == 0).filter(|name| name.starts_with(PREFIX.as_bytes()));
+        let names = list.split(|byte| *byte == 0).filter(|name| name.starts_with(XATTR_PREFIX.as_bytes()));
         Ok(names.map(|name| OsString::from_vec(name.to_vec())).collect())
     }
 

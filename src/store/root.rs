@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::format::name::TEMPORARY_PREFIX;
+
 /// The volume record's name in the store.
 pub const RECORD: &str = "hyokfs.toml";
-/// Where the record before the last change is kept.
+/// A copy of the volume record, for when that is lost.
 pub const RECORD_BACKUP: &str = "hyokfs.toml.bak";
 /// The longest volume record that is read, in bytes; a larger one is refused rather than loaded.
 const RECORD_MAX: u64 = 1 << 20;
@@ -138,7 +140,7 @@ impl Store {
         })
     }
 
-    /// The record before the last change, if there is one.
+    /// The copy of the volume record, if there is one.
     pub fn read_backup(&self) -> Result<Option<Vec<u8>>, StoreError> {
         match self.read_file(RECORD_BACKUP) {
             Ok(bytes) => Ok(Some(bytes)),
@@ -147,20 +149,22 @@ impl Store {
         }
     }
 
-    /// Replaces the volume record so that after a crash it is the old or the new one, whole; the old one stays
-    /// as `hyokfs.toml.bak`.
+    /// Replaces the volume record so that after a crash it is the old or the new one, whole; then its copy
+    /// `hyokfs.toml.bak` becomes equal to it. What is equal already is not written.
     pub fn write_record(&self, bytes: &[u8]) -> Result<(), StoreError> {
-        match self.read_file(RECORD) {
-            Ok(old) if old == bytes => return Ok(()),
-            Ok(old) => self.replace(RECORD_BACKUP, &old).map_err(self.io("writing hyokfs.toml.bak"))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(self.io("reading hyokfs.toml")(error)),
+        for (name, what) in [(RECORD, "writing hyokfs.toml"), (RECORD_BACKUP, "writing hyokfs.toml.bak")] {
+            // What can't be read is replaced.
+            if self.read_file(name).is_ok_and(|there| there == bytes) {
+                continue;
+            }
+            self.replace(name, bytes).map_err(self.io(what))?;
         }
-        self.replace(RECORD, bytes).map_err(self.io("writing hyokfs.toml"))
+        Ok(())
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let temp = OsString::from(format!("{name}.new"));
+        // A name that is taken for a leftover should this be cut short.
+        let temp = OsString::from(format!("{TEMPORARY_PREFIX}{name}"));
         match rustix::fs::unlinkat(&self.root, &temp, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
@@ -184,18 +188,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_replaced_whole_and_the_old_one_kept() {
+    fn a_record_is_replaced_whole_and_its_copy_follows() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         assert!(matches!(store.read_record(), Err(StoreError::NoRecord(_))));
-        store.write_record(b"one").unwrap();
         assert_eq!(store.read_backup().unwrap(), None);
+        store.write_record(b"one").unwrap();
+        assert_eq!(store.read_backup().unwrap().as_deref(), Some(&b"one"[..]));
         // A leftover of a crash does not stand in the way.
-        std::fs::write(dir.path().join("hyokfs.toml.new"), b"torn").unwrap();
+        let leftover = dir.path().join(".hyokfs.tmp.hyokfs.toml");
+        std::fs::write(&leftover, b"torn").unwrap();
         store.write_record(b"two").unwrap();
         assert_eq!(store.read_record().unwrap(), b"two");
-        assert_eq!(store.read_backup().unwrap().as_deref(), Some(&b"one"[..]));
-        assert!(!dir.path().join("hyokfs.toml.new").exists());
+        assert_eq!(store.read_backup().unwrap().as_deref(), Some(&b"two"[..]));
+        assert!(!leftover.exists());
+        // A copy that was lost comes back although the record is not changed.
+        std::fs::remove_file(dir.path().join(RECORD_BACKUP)).unwrap();
+        store.write_record(b"two").unwrap();
+        assert_eq!(store.read_backup().unwrap().as_deref(), Some(&b"two"[..]));
     }
 
     #[test]

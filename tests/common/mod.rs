@@ -346,7 +346,7 @@ impl Store {
                 let entry = entry.expect("read the store");
                 let name = entry.file_name();
                 let kind = entry.file_type().expect("file type");
-                if name.as_encoded_bytes().starts_with(b".") || name == "hyokfs.toml" {
+                if name.as_encoded_bytes().starts_with(b".") || name == "hyokfs.toml" || name == "hyokfs.toml.bak" {
                     continue;
                 }
                 if kind.is_dir() {

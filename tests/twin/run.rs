@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use hyokfs::crypto::{Secret, Suite};
-use hyokfs::file::{FileError, PageFile};
+use hyokfs::file::{FileError, PageFile, Snapshot};
 use hyokfs::format::page::PageKeys;
 use hyokfs::format::{FileId, VolumeId};
 
@@ -221,8 +221,14 @@ impl Run<'_> {
     ) -> Result<Option<Medium>, String> {
         let mut history = vec![bytes.clone()];
         let mut survivor = None;
+        let mut slow: Option<(Snapshot, usize)> = None;
         for _ in 0..count {
             self.byte = self.byte % 250 + 1;
+            if slow.is_none() && self.rng.chance(8) {
+                // A sync that other operations overtake: it acknowledges what was there when it began.
+                slow = Some((file.begin_sync().map_err(|e| e.to_string())?, history.len() - 1));
+                sim.mark();
+            }
             let op = Op::random(&mut self.rng, self.byte);
             self.ops.push(op.clone());
             self.points.extend(op.ends());
@@ -237,6 +243,7 @@ impl Run<'_> {
             op.perform(&file).map_err(|e| format!("{op:?} failed: {e}"))?;
             sim.set_deaf(false);
             if matches!(op, Op::Reopen) {
+                slow = None;
                 drop(file);
                 file = self.open(sim)?;
             }
@@ -260,6 +267,17 @@ impl Run<'_> {
             }
             if matches!(op, Op::Sync) {
                 history = vec![bytes.clone()];
+                slow = slow.map(|(begun, _)| (begun, 0));
+            }
+            if self.rng.chance(40)
+                && let Some((begun, acked)) = slow.take()
+            {
+                sim.sync_to_mark();
+                file.end_sync(begun);
+                for past in sim.take_past() {
+                    survivor = self.check(&past, &history)?.or(survivor);
+                }
+                history.drain(..acked);
             }
             let volatile = sim.volatile();
             for _ in 0..5 {
@@ -279,7 +297,7 @@ impl Run<'_> {
         if Some(found.len()) < sizes().min() || Some(found.len()) > sizes().max() {
             return Err(format!("{} bytes after a crash, had {:?}", found.len(), sizes().collect::<Vec<_>>()));
         }
-        if self.states % 64 == 0 {
+        if self.states.is_multiple_of(64) {
             (0..found.len()).try_for_each(|at| check_byte(at, &found, history))?;
         } else {
             for point in &self.points {

@@ -92,6 +92,8 @@ struct Inner {
     deaf: bool,
     /// The operation under way makes holes for the caller.
     holes: bool,
+    /// Where a sync that takes its time has begun: the state then, and the events so far.
+    mark: Option<(Medium, usize)>,
     fault: Option<(u64, Fault)>,
     hit: bool,
     syncs: u64,
@@ -199,6 +201,24 @@ impl Sim {
     /// What a crash now could leave.
     pub fn volatile(&self) -> Volatile {
         self.lock().volatile.clone()
+    }
+
+    /// A sync begins that takes its time.
+    pub fn mark(&self) {
+        let mut inner = self.lock();
+        inner.mark = Some((inner.cache.clone(), inner.volatile.log.len()));
+    }
+
+    /// It ends, and has made durable what was there when it began, and nothing more.
+    pub fn sync_to_mark(&self) {
+        let mut inner = self.lock();
+        // If another sync has come in between, everything up to the mark is durable already.
+        if let Some((base, events)) = inner.mark.take() {
+            let before = inner.volatile.clone();
+            let log = inner.volatile.log.split_off(events);
+            inner.volatile = Volatile { base, log };
+            inner.past.push(before);
+        }
     }
 
     /// While set, syncs do nothing.
@@ -345,6 +365,7 @@ impl Disk for Sim {
             let base = inner.cache.clone();
             let past = std::mem::replace(&mut inner.volatile, Volatile { base, log: Vec::new() });
             inner.past.push(past);
+            inner.mark = None;
         }
         Ok(())
     }
@@ -360,7 +381,7 @@ impl Disk for Sim {
         }
         let off = off + inner.shift();
         let (first, behind) = (off.div_ceil(UNIT), (off + len) / UNIT);
-        if off % UNIT != 0 {
+        if !off.is_multiple_of(UNIT) {
             let end = (off + len).min(inner.cache.len);
             let edges = [(off, first * UNIT), (behind * UNIT, end)];
             for (from, to) in edges {
