@@ -22,6 +22,7 @@ use crate::liveness::{self, Answer, BadPace, BootClock, Pace, PollHandle};
 use crate::provider::observed::{Observed, Reason};
 use crate::provider::{Context, KeySettings, Provider, connect};
 use crate::store::{Owner, Store, StoreError, StoreLock};
+use crate::sys::stack;
 
 /// How long the audit log may take to reach the disk at a state change, so that a slow disk never delays a lock.
 const AUDIT_WAIT: Duration = Duration::from_secs(2);
@@ -546,6 +547,7 @@ impl Daemon {
         let (deadline, events) = (self.options.flush_deadline, self.events.clone());
         let work = move || {
             let report = lock::lock(*mounted, leave, deadline);
+            stack::scrub();
             let _ = events.send(Happened::Locked(Box::new(report)));
         };
         if std::thread::Builder::new().name("lock".into()).spawn(work).is_err() {
