@@ -1,7 +1,11 @@
 //! `status`, `lock`, `unlock`, `unmount`, `drill`: commands that speak to a running daemon.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::PidfdFlags;
 
 use super::CliError;
 use super::args::{JsonMountpointArgs, StatusArgs};
@@ -40,8 +44,18 @@ pub fn simple(mountpoint: &Path, request: Request) -> Result<(), CliError> {
 /// `unmount`: through the daemon; what a dead daemon left behind is taken away here.
 pub fn unmount(mountpoint: &Path) -> Result<(), CliError> {
     let mountpoint = absolute(mountpoint)?;
+    let daemon = match control::call(&mountpoint, Request::Status, SHORT) {
+        Ok(Reply::Status(status)) => process(status.pid),
+        _ => None,
+    };
     match control::call(&mountpoint, Request::Unmount, LONG) {
-        Ok(Reply::Done(_)) => wait_gone(&mountpoint),
+        Ok(Reply::Done(_)) => {
+            // The store is free for the next command when the daemon has gone.
+            if let Some(daemon) = &daemon {
+                wait_for_end(daemon);
+            }
+            wait_gone(&mountpoint)
+        }
         Ok(Reply::Refused(why)) => Err(CliError::Refused(why)),
         Ok(Reply::Status(_)) => Err(CliError::Refused("the daemon gave an answer to another question".into())),
         Err(ControlError::Nobody(_)) => sweep(&mountpoint),
@@ -54,6 +68,16 @@ pub fn unmount(mountpoint: &Path) -> Result<(), CliError> {
         }
         Err(error) => Err(error.into()),
     }
+}
+
+fn process(pid: u32) -> Option<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
+    rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+fn wait_for_end(daemon: &OwnedFd) {
+    let limit = Timespec { tv_sec: i64::try_from(LONG.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
+    let _ = rustix::event::poll(&mut [PollFd::new(daemon, PollFlags::IN)], Some(&limit));
 }
 
 fn wait_gone(mountpoint: &Path) -> Result<(), CliError> {

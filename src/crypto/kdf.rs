@@ -2,7 +2,6 @@
 
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use aws_lc_rs::hmac;
-use zeroize::Zeroize;
 
 use super::envelope::EnvelopeKey;
 use super::names::NameKey;
@@ -35,15 +34,6 @@ pub fn hkdf(salt: &[u8], key: &[u8], info: &[&[u8]], out: &mut [u8]) -> Result<(
         .expand(info, Length(out.len()))
         .and_then(|okm| okm.fill(out))
         .map_err(|_| DeriveError::Library)
-}
-
-/// Overwrites the part of the stack that calls before this one have used: moved key schedules leave copies there that
-/// no destructor knows of.
-#[inline(never)]
-fn scrub_stack() {
-    let mut room = [0_u8; 16 * 1024];
-    room.zeroize();
-    std::hint::black_box(&room);
 }
 
 /// Authenticates messages: HMAC-SHA256, 32-byte tags, compared in constant time.
@@ -92,7 +82,7 @@ impl VolumeKeys {
     /// No locked memory is left, or `secret` was wiped.
     pub fn derive(secret: &Secret, volume: &[u8; 16]) -> Result<Self, DeriveError> {
         let keys = Self::all(secret, volume);
-        scrub_stack();
+        crate::sys::stack::scrub();
         if secret.is_wiped() { Err(DeriveError::Library) } else { keys }
     }
 

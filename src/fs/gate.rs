@@ -1,8 +1,9 @@
 //! The lock's side: closing the volume step by step, and opening it again under the same handles.
 
 use std::ffi::OsString;
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::error::FsError;
@@ -59,26 +60,25 @@ impl Fs {
         names
     }
 
-    /// Puts sizes and times of all open files to the store and everything on the disk.
-    pub fn settle(&self) -> Settled {
+    /// Puts sizes and times of all open files to the store and everything on the disk, for which it waits at most `limit`:
+    /// a disk that hangs must not keep the keys in memory. What is in the store's page cache by then is ciphertext.
+    pub fn settle(&self, limit: Duration) -> Settled {
         let mut settled = Settled::default();
-        let open: Vec<_> = self.table.all(false).into_iter().filter_map(|i| i.live().map(|live| (i, live))).collect();
-        for (inode, live) in &open {
-            let put = live.file.put_tail().map_err(FsError::from).and_then(|()| live.put_times());
-            match put {
-                Ok(()) => settled.files += 1,
+        let mut begun = Vec::new();
+        for inode in self.table.all(false) {
+            let Some(live) = inode.live() else { continue };
+            match live.file.begin_sync().map_err(FsError::from).and_then(|begun| live.put_times().map(|()| begun)) {
+                Ok(snapshot) => {
+                    settled.files += 1;
+                    begun.push((live, snapshot));
+                }
                 Err(error) => settled.errors.push(format!("inode {}: {error}", inode.ino)),
             }
         }
         let moved = std::mem::take(&mut *lock(&self.narrow));
-        match self.store.sync() {
+        match self.sync_store(limit) {
             Ok(()) => {
-                // All is on the disk: these only note it, file by file, so that growth stays safe.
-                for (inode, live) in &open {
-                    if let Err(error) = live.file.sync() {
-                        settled.errors.push(format!("inode {}: {error}", inode.ino));
-                    }
-                }
+                begun.into_iter().for_each(|(live, snapshot)| live.file.end_sync(snapshot));
                 if let Some(keys) = read(&self.keys).clone() {
                     self.narrow(&keys, &moved);
                 }
@@ -91,6 +91,20 @@ impl Fs {
         let written = self.written.load(Ordering::Acquire);
         settled.bytes = written - self.settled.swap(written, Ordering::AcqRel).min(written);
         settled
+    }
+
+    fn sync_store(&self, limit: Duration) -> io::Result<()> {
+        let (store, (done, finished)) = (Arc::clone(&self.store), mpsc::channel());
+        let sync = move || {
+            let _ = done.send(store.sync());
+        };
+        std::thread::Builder::new().name("sync".into()).spawn(sync)?;
+        finished.recv_timeout(limit).unwrap_or_else(|_| {
+            Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "its disk had not written everything within the flush deadline; nothing is lost unless the power fails now",
+            ))
+        })
     }
 
     /// Drops every key and plaintext name. Closes what was not closed yet; open handles stay and work again after

@@ -21,6 +21,7 @@ use super::errno::errno;
 use super::session::MAX_REQUEST;
 use super::waiters::Waiters;
 use crate::fs::{Caller, Fs, FsError, KeyNeed, SetAttr};
+use crate::sys::stack;
 
 /// How long the kernel may answer from its own memory. hyokfs alone writes its store (a lock file sees to it), so
 /// nothing changes behind the kernel's back; a lock takes everything back by notification.
@@ -47,10 +48,16 @@ impl Adapter {
         Adapter { fs, waiters: Waiters::default() }
     }
 
+    fn fs(&self) -> &Fs {
+        // Requests leave states of keys on the worker's stack.
+        stack::scrub_at_end();
+        &self.fs
+    }
+
     /// Runs `job` here, or on a waiter if it would make a call to the key service.
     fn with_key(&self, need: KeyNeed, job: impl FnOnce(&Fs) + Send + 'static) {
         if !self.fs.may_wait(need) {
-            return job(&self.fs);
+            return job(self.fs());
         }
         let fs = self.fs.clone();
         self.waiters.run(move || job(&fs));
@@ -132,7 +139,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.fs.lookup(parent.0, name) {
+        match self.fs().lookup(parent.0, name) {
             Ok(attr) => reply.entry(&TTL, &convert::attr(&attr), GENERATION),
             Err(FsError::NotFound) => reply.entry(&TTL, &absent(), GENERATION),
             Err(error) => reply.error(errno(&error)),
@@ -140,11 +147,11 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
-        self.fs.forget(ino.0, nlookup);
+        self.fs().forget(ino.0, nlookup);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        answer!(reply, self.fs.getattr(ino.0, fh.map(|fh| fh.0)), attr => reply.attr(&TTL, &convert::attr(&attr)));
+        answer!(reply, self.fs().getattr(ino.0, fh.map(|fh| fh.0)), attr => reply.attr(&TTL, &convert::attr(&attr)));
     }
 
     fn setattr(
@@ -180,11 +187,11 @@ impl Filesystem for Adapter {
             answer!(reply, fs.setattr(&caller, ino.0, &change), attr => reply.attr(&TTL, &convert::attr(&attr)));
         };
         // Only a new size needs the file's key.
-        if size.is_some() { self.with_key(KeyNeed::Open(ino.0), job) } else { job(&self.fs) }
+        if size.is_some() { self.with_key(KeyNeed::Open(ino.0), job) } else { job(self.fs()) }
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        answer!(reply, self.fs.readlink(ino.0), target => reply.data(&target));
+        answer!(reply, self.fs().readlink(ino.0), target => reply.data(&target));
     }
 
     fn mknod(
@@ -202,19 +209,19 @@ impl Filesystem for Adapter {
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        entry(reply, self.fs.mkdir(&caller(request), parent.0, name, mode, umask));
+        entry(reply, self.fs().mkdir(&caller(request), parent.0, name, mode, umask));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.fs.unlink(parent.0, name));
+        empty(reply, self.fs().unlink(parent.0, name));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.fs.rmdir(parent.0, name));
+        empty(reply, self.fs().rmdir(parent.0, name));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        entry(reply, self.fs.symlink(&caller(request), parent.0, name, target.as_os_str().as_bytes()));
+        entry(reply, self.fs().symlink(&caller(request), parent.0, name, target.as_os_str().as_bytes()));
     }
 
     fn rename(
@@ -227,11 +234,11 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        empty(reply, self.fs.rename(parent.0, name, newparent.0, newname, flags.bits()));
+        empty(reply, self.fs().rename(parent.0, name, newparent.0, newname, flags.bits()));
     }
 
     fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        entry(reply, self.fs.link(ino.0, newparent.0, newname));
+        entry(reply, self.fs().link(ino.0, newparent.0, newname));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -277,7 +284,7 @@ impl Filesystem for Adapter {
             if buffer.len() < size {
                 buffer.resize(size, 0);
             }
-            answer!(reply, self.fs.read(ino.0, fh.0, offset, &mut buffer[..size]), length => {
+            answer!(reply, self.fs().read(ino.0, fh.0, offset, &mut buffer[..size]), length => {
                 reply.data(&buffer[..length.min(size)]);
             });
         });
@@ -297,7 +304,7 @@ impl Filesystem for Adapter {
     ) {
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        answer!(reply, self.fs.write(ino.0, fh.0, offset, data, from_cache, kill), length => {
+        answer!(reply, self.fs().write(ino.0, fh.0, offset, data, from_cache, kill), length => {
             reply.written(length.min(data.len()) as u32);
         });
     }
@@ -317,28 +324,28 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        empty(reply, self.fs.release(ino.0, fh.0));
+        empty(reply, self.fs().release(ino.0, fh.0));
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        empty(reply, self.fs.fsync(ino.0, fh.0, datasync));
+        empty(reply, self.fs().fsync(ino.0, fh.0, datasync));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        answer!(reply, self.fs.opendir(ino.0), fh => {
+        answer!(reply, self.fs().opendir(ino.0), fh => {
             reply.opened(FileHandle(fh), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
         });
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let result = self.fs.readdir(ino.0, fh.0, offset, false, &mut |entry| {
+        let result = self.fs().readdir(ino.0, fh.0, offset, false, &mut |entry| {
             reply.add(INodeNo(entry.ino), entry.next_off, convert::kind(entry.kind), entry.name)
         });
         answer!(reply, result, () => reply.ok());
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let result = self.fs.readdir(ino.0, fh.0, offset, true, &mut |entry| {
+        let result = self.fs().readdir(ino.0, fh.0, offset, true, &mut |entry| {
             let attr = entry.attr.as_ref().map_or_else(
                 // Without attributes the kernel takes the name and asks later (nodeid 0).
                 || FileAttr { kind: convert::kind(entry.kind), ..absent() },
@@ -350,33 +357,33 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        empty(reply, self.fs.releasedir(fh.0));
+        empty(reply, self.fs().releasedir(fh.0));
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
-        empty(reply, self.fs.fsyncdir(ino.0, fh.0));
+        empty(reply, self.fs().fsyncdir(ino.0, fh.0));
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        answer!(reply, self.fs.statfs(), s => {
+        answer!(reply, self.fs().statfs(), s => {
             reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize);
         });
     }
 
     fn setxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
-        empty(reply, self.fs.setxattr(ino.0, name, value, flags));
+        empty(reply, self.fs().setxattr(ino.0, name, value, flags));
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        xattr(reply, size, self.fs.getxattr(ino.0, name));
+        xattr(reply, size, self.fs().getxattr(ino.0, name));
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        xattr(reply, size, self.fs.listxattr(ino.0));
+        xattr(reply, size, self.fs().listxattr(ino.0));
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.fs.removexattr(ino.0, name));
+        empty(reply, self.fs().removexattr(ino.0, name));
     }
 
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
@@ -394,12 +401,12 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        empty(reply, self.fs.fallocate(ino.0, fh.0, offset, length, mode));
+        empty(reply, self.fs().fallocate(ino.0, fh.0, offset, length, mode));
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        answer!(reply, self.fs.lseek(ino.0, fh.0, from, whence), at => match i64::try_from(at) {
+        answer!(reply, self.fs().lseek(ino.0, fh.0, from, whence), at => match i64::try_from(at) {
             Ok(at) => reply.offset(at),
             Err(_) => reply.error(Errno::EOVERFLOW),
         });

@@ -68,6 +68,8 @@ impl Shared {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
                 job();
+                // The thread waits for more, also through a lock: nothing of this request's keys may stay on its stack.
+                crate::sys::stack::scrub();
                 state = self.lock();
                 continue;
             }

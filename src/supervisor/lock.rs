@@ -48,7 +48,9 @@ pub fn lock(mut mounted: Mounted, leave: Leave, flush_deadline: Duration) -> Loc
 
     let before = mounted.fs.bytes_written();
     report.flush_complete = write_back(&mounted, begun + flush_deadline, &mut report);
-    let settled = mounted.fs.settle();
+    // The disk gets what is left of the deadline, and a moment in any case.
+    let left = (begun + flush_deadline).saturating_duration_since(Instant::now()).max(Duration::from_millis(500));
+    let settled = mounted.fs.settle(left);
     report.problems.extend(settled.errors);
     report.bytes_flushed = mounted.fs.bytes_written().saturating_sub(before);
     report.flushed_ms = at(begun);

@@ -19,6 +19,7 @@ use crate::fuse::{Device, MountOptions, Session};
 use crate::keyring::{Keyring, KeyringOptions};
 use crate::provider::{KeySettings, KeyUri};
 use crate::store::Store;
+use crate::sys::stack;
 
 /// What is known of a volume once it was unlocked.
 pub struct Identity {
@@ -90,6 +91,12 @@ impl Mounter {
 
     /// Unlocks and mounts for the first time; gives the time of the unwrap with it.
     pub fn mount(&self, record: VolumeRecord) -> Result<(Box<Mounted>, Identity, Duration), VolumeError> {
+        let mounted = self.mount_first(record);
+        stack::scrub();
+        mounted
+    }
+
+    fn mount_first(&self, record: VolumeRecord) -> Result<(Box<Mounted>, Identity, Duration), VolumeError> {
         let unlocked = self.unlock(record)?;
         let key = &unlocked.volume.record.key[0];
         let identity = Identity {
@@ -105,6 +112,12 @@ impl Mounter {
 
     /// Unlocks and mounts after a lock. Everything is read anew: nothing of the time before is believed.
     pub fn mount_again(&self) -> Result<Box<Mounted>, VolumeError> {
+        let mounted = self.mount_anew();
+        stack::scrub();
+        mounted
+    }
+
+    fn mount_anew(&self) -> Result<Box<Mounted>, VolumeError> {
         let record = volume::read_record(&self.store)?;
         if record.volume != self.watch.volume {
             return Err(VolumeError::Option(format!(

@@ -21,12 +21,15 @@ use crate::fuse::mount::{self, Top};
 use crate::liveness::{self, Answer, BadPace, BootClock, Pace, PollHandle};
 use crate::provider::observed::{Observed, Reason};
 use crate::provider::{Context, KeySettings, Provider, connect};
-use crate::store::{Owner, Store, StoreError};
+use crate::store::{Owner, Store, StoreError, StoreLock};
+use crate::sys::stack;
 
 /// How long the audit log may take to reach the disk at a state change, so that a slow disk never delays a lock.
 const AUDIT_WAIT: Duration = Duration::from_secs(2);
 /// The longest sleep of the loop: systemd's watchdog wants a sign of life.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long a mount waits for another daemon to let go of the store.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +96,7 @@ pub struct RunOptions {
 /// is mounted.
 pub fn run(mut options: RunOptions, on_ready: impl FnOnce()) -> Result<(), RunError> {
     let store = Arc::new(Store::open(&options.store)?);
-    let _lock = store.lock(&Owner::here(&options.mountpoint))?;
+    let _lock = lock_store(&store, &options)?;
     clear_mountpoint(&options, &store)?;
     let warnings = disk::prepare(store.path());
     let record = volume::read_record(&store)?;
@@ -158,6 +161,18 @@ pub fn run(mut options: RunOptions, on_ready: impl FnOnce()) -> Result<(), RunEr
     // Calls to a hung key service must not hold up the end.
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(())
+}
+
+/// Takes the store's lock; a daemon that is just ending gets a moment to let go of it.
+fn lock_store(store: &Store, options: &RunOptions) -> Result<StoreLock, StoreError> {
+    let owner = Owner::here(&options.mountpoint);
+    let until = now() + LOCK_WAIT;
+    loop {
+        match store.lock(&owner) {
+            Err(StoreError::Busy { .. }) if now() < until => std::thread::sleep(Duration::from_millis(50)),
+            result => return result,
+        }
+    }
 }
 
 /// A volume that was killed leaves a dead mount, or a placeholder; both are taken away. Anything live is refused.
@@ -532,6 +547,7 @@ impl Daemon {
         let (deadline, events) = (self.options.flush_deadline, self.events.clone());
         let work = move || {
             let report = lock::lock(*mounted, leave, deadline);
+            stack::scrub();
             let _ = events.send(Happened::Locked(Box::new(report)));
         };
         if std::thread::Builder::new().name("lock".into()).spawn(work).is_err() {

@@ -4,3 +4,4 @@ pub mod aligned;
 pub mod alloc;
 pub mod arena;
 pub mod harden;
+pub mod stack;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
@@ -24,8 +25,10 @@ use crate::sys::aligned::{AlignedBuf, with_scratch};
 const STEP: u64 = 256;
 /// Pages of a large file that one thread takes at a time: 16 MiB.
 const CHUNK: u64 = 4096;
-/// How often a key is asked for while the key service cannot be reached.
-const TRIES: u32 = 3;
+/// How often a key is asked for while the key service cannot be reached: for about 15 s, and the calls' own time.
+const TRIES: u32 = 6;
+/// The pause before the second try; it doubles each time.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// A regular file to check.
 pub(super) struct Candidate {
@@ -210,7 +213,11 @@ impl Walk<'_> {
             match self.keyring.get(&header.file, &header.slots, &header.commitment) {
                 Ok(key) => return Ok(Some(key)),
                 Err(error @ (KeyError::Damaged(_) | KeyError::Misconfigured(_))) => return Err(error),
-                Err(KeyError::Unreachable(_)) if tries < TRIES && !self.queue.is_stopped() => tries += 1,
+                Err(KeyError::Unreachable(error)) if tries < TRIES && !self.queue.is_stopped() => {
+                    tracing::debug!(%error, tries, "the key is asked for again");
+                    std::thread::sleep(PAUSE * 2_u32.pow(tries - 1));
+                    tries += 1;
+                }
                 Err(error) => {
                     self.fail(error.into());
                     return Ok(None);

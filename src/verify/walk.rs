@@ -355,6 +355,11 @@ impl Walk<'_> {
                 let here = place.dir.id.is_none_or(|above| record.parents.contains(&above));
                 let whole = "all of it, in the directory that it belongs to";
                 match &place.named {
+                    // Its name is good here, but it belongs elsewhere and is empty: it was to be replaced.
+                    Named::Good(_) if !here && is_visibly_empty(&fd).unwrap_or(false) => {
+                        let what = "an empty directory that a rename was to replace when it was interrupted";
+                        Some(place.finding(Kind::Leftover, what, "it holds nothing", Cure::Remove))
+                    }
                     _ if record.parents.is_empty() || !here => {
                         let what = "the directory was moved here behind hyokfs's back";
                         Some(place.finding(Kind::Moved, what, whole, aside(record.parents)))

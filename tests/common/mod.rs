@@ -99,6 +99,7 @@ pub struct World {
     dir: TempDir,
     uid: Option<(u32, u32)>,
     logs: AtomicU32,
+    variables: Vec<(String, String)>,
 }
 
 impl World {
@@ -116,12 +117,17 @@ impl World {
 
     fn owned_by(uid: Option<(u32, u32)>) -> Self {
         let dir = tempfile::Builder::new().prefix("hyokfs-test-").tempdir().expect("a temporary folder");
-        let world = World { dir, uid, logs: AtomicU32::new(0) };
+        let world = World { dir, uid, logs: AtomicU32::new(0), variables: Vec::new() };
         rustix::fs::chmod(world.path(), 0o755.into()).expect("chmod");
         for name in ["home", "data", "state", "runtime", "tmp"] {
             world.make_dir(&world.path().join(name));
         }
         world
+    }
+
+    /// Puts a variable into the environment of every command of this world.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
     }
 
     /// The folder that holds everything of this test.
@@ -147,6 +153,7 @@ impl World {
             .env("XDG_RUNTIME_DIR", self.path().join("runtime"))
             .env("TMPDIR", self.path().join("tmp"))
             .env_remove("NOTIFY_SOCKET")
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .current_dir(self.path())
             .stdin(Stdio::null());
         if let Some((uid, gid)) = self.uid {
@@ -449,6 +456,12 @@ impl Mount<'_> {
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.pid() as i32).expect("a daemon");
         rustix::process::kill_process(pid, signal).expect("kill");
+    }
+
+    /// Waits for the end of the daemon, however it comes; its mount stays.
+    pub fn died(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("a daemon");
+        wait_child(&mut child, PATIENCE).expect("the daemon's end")
     }
 
     /// `kill -9`, and the dead mount taken away as an operator would.

@@ -92,7 +92,7 @@ impl World {
 
     /// Forgets everything and mounts anew.
     pub fn remount(&mut self) {
-        let settled = self.fs.settle();
+        let settled = self.fs.settle(std::time::Duration::from_secs(60));
         assert_eq!(settled.errors, Vec::<String>::new());
         self.crash();
     }

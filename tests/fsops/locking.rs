@@ -29,7 +29,7 @@ fn a_lock_step_by_step_and_back() {
     // The kernel's cache still gets through, with its time.
     w.fs.write(ino, fh, 10_000, b"late", true, false).unwrap();
     w.fs.setattr(&ME, ino, &SetAttr { mtime: Some(TimeOrNow::Now), ..SetAttr::default() }).unwrap();
-    let settled = w.fs.settle();
+    let settled = w.fs.settle(std::time::Duration::from_secs(60));
     assert_eq!((settled.files, settled.errors.len()), (2, 0));
     assert_eq!(settled.bytes, 10_000 + 1 + 4);
     w.fs.close_writes();

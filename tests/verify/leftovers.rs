@@ -59,3 +59,68 @@ fn a_temporary_directory_that_holds_something_is_not_removed() {
     assert_eq!(aside.len(), 1);
     assert_eq!(fs::read_dir(&aside[0]).unwrap().count(), 4, "small, link, inner, the record");
 }
+
+#[test]
+fn an_empty_directory_that_a_rename_was_to_replace() {
+    let fixture = Fixture::new();
+    let mount = fixture.store.mount();
+    fs::create_dir_all(mount.at("d/new")).unwrap();
+    fs::create_dir(mount.at("e/old")).unwrap();
+    mount.umount();
+    let fresh = |dir: &str, known: &[&str]| {
+        let dir = fixture.at(dir);
+        let known: Vec<_> = known.iter().map(|name| fixture.at(name)).collect();
+        let mut paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        paths.find(|path| path.is_dir() && !known.contains(path)).unwrap()
+    };
+    let (new, old) = (fresh("d", &["d/inner"]), fresh("e", &[]));
+    // What `rename("d/new", "e/old")` does before the last step, the moved one's record apart.
+    let between = fixture.store.world.path().join("between");
+    fs::rename(&old, &between).unwrap();
+    fs::rename(&new, &old).unwrap();
+    fs::rename(&between, &new).unwrap();
+    let want = [(new.as_path(), "leftover"), (old.as_path(), "leftover")];
+    fixture.finds(&want);
+    fixture.mends(&[], &want);
+}
+
+#[test]
+fn a_killed_mount_is_not_taken_for_damaged() {
+    let fixture = Fixture::new();
+    let mount = fixture.store.mount();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let running = || !stop.load(std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let (mount, running) = (&mount, &running);
+            scope.spawn(move || {
+                // All of it fails once the daemon is gone.
+                for round in 0_usize.. {
+                    let dir = mount.at(format!("{thread}-{round}"));
+                    if !running() || fs::create_dir(&dir).is_err() {
+                        break;
+                    }
+                    let _ = fs::write(dir.join("file"), noise(round as u64, 3000 * (round % 20)));
+                    let _ = fs::write(dir.join(long()), b"text");
+                    let _ = fs::rename(dir.join("file"), mount.at(format!("moved {thread}-{round}")));
+                    let _ = fs::rename(&dir, mount.at(format!("d/{thread}-{round}")));
+                    if round % 3 == 0 {
+                        let _ = fs::remove_dir_all(mount.at(format!("d/{thread}-{round}")));
+                    }
+                }
+            });
+        }
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        mount.signal(rustix::process::Signal::KILL);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    mount.kill();
+    let report = fixture.verify(&["--repair"]);
+    assert!(report["files"].as_u64().unwrap() > 30, "nothing was going on: {report:#}");
+    for finding in report["findings"].as_array().unwrap() {
+        assert_eq!(finding["kind"], "leftover", "{report:#}");
+    }
+    assert_eq!(report["clean"], true, "{report:#}");
+    fixture.finds(&[]);
+}

@@ -1,5 +1,6 @@
 //! A remote key service is asked for many keys at the same time.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -26,6 +27,8 @@ struct Far {
     calls: AtomicU32,
     /// From this call on the customer says no.
     denied_from: u32,
+    /// These calls are not answered.
+    lost: Range<u32>,
 }
 
 #[async_trait]
@@ -47,7 +50,17 @@ impl Provider for Far {
         self.most.fetch_max(now, Ordering::SeqCst);
         tokio::time::sleep(LATENCY).await;
         self.now.fetch_sub(1, Ordering::SeqCst);
-        if self.calls.fetch_add(1, Ordering::SeqCst) >= self.denied_from {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        if self.lost.contains(&call) {
+            let message = "nobody answers".to_owned();
+            return Err(ProviderError {
+                verdict: Verdict::Unreachable,
+                code: "Lost".into(),
+                message,
+                request_id: None,
+            });
+        }
+        if call >= self.denied_from {
             let message = "the customer says no".to_owned();
             return Err(ProviderError { verdict: Verdict::Denied, code: "No".into(), message, request_id: None });
         }
@@ -74,11 +87,11 @@ fn many_keys_at_once_and_none_twice() {
 
     let store = Store::open(&made.path).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let run = |denied_from, repair| {
+    let run = |denied_from, lost, repair| {
         let record = read_record(&store).unwrap();
         let unlocked = runtime.block_on(unlock(record, &KeySettings::default(), Arc::new(Unobserved))).unwrap();
         let (now, most, calls) = Default::default();
-        let far = Arc::new(Far { near: unlocked.provider, now, most, calls, denied_from });
+        let far = Arc::new(Far { near: unlocked.provider, now, most, calls, denied_from, lost });
         let options = KeyringOptions { slot: unlocked.slot, max_rps: 0, pool: 0, ..KeyringOptions::default() };
         let id = unlocked.volume.record.volume;
         let keyring = Keyring::new(far.clone(), runtime.handle().clone(), id, options, Arc::new(Unobserved));
@@ -88,7 +101,7 @@ fn many_keys_at_once_and_none_twice() {
         (outcome, start.elapsed(), far)
     };
 
-    let (report, took, far) = run(u32::MAX, false);
+    let (report, took, far) = run(u32::MAX, 0..0, false);
     let report = report.unwrap();
     assert_eq!((report.files, report.bytes, report.remaining), (u64::from(FILES) + 1, 4 * u64::from(FILES), 1));
     assert_eq!(far.calls.load(Ordering::SeqCst), FILES, "a key was asked for twice, or not at all");
@@ -96,8 +109,13 @@ fn many_keys_at_once_and_none_twice() {
     let alone = LATENCY * FILES;
     assert!(took < alone / 4, "{took:?} instead of {alone:?} for one after the other");
 
+    // A short outage is waited for.
+    let (report, _, _) = run(u32::MAX, 20..60, false);
+    let report = report.unwrap();
+    assert_eq!((report.files, report.bytes, report.remaining), (u64::from(FILES) + 1, 4 * u64::from(FILES), 1));
+
     // A denial in the middle ends it: no report that looks complete, and nothing is changed.
-    let (outcome, _, _) = run(50, true);
+    let (outcome, _, _) = run(50, 0..0, true);
     let said = outcome.unwrap_err().to_string();
     assert!(said.contains("the customer says no") && said.contains("nothing was changed"), "{said}");
     assert!(made.path.join(".hyokfs.tmp.1").exists());

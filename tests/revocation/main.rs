@@ -1,0 +1,23 @@
+//! The proofs of revocation, through the real program and a real mount: nothing is left, nothing is lost, and nobody
+//! reads on.
+//!
+//! Needs root and `/dev/fuse`. There is no native mode: the plain filesystem has no key to take away.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../soak/work/mod.rs"]
+#[allow(dead_code)]
+mod work;
+
+mod cache;
+mod core_dump;
+mod denial;
+mod lease;
+mod memory;
+#[cfg(feature = "aws")]
+mod partition;
+mod placeholder;
+mod rig;
+mod soak;
