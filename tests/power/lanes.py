@@ -24,6 +24,13 @@ class Result:
         self.name, self.images, self.lost, self.damaged, self.failures = name, 0, 0, 0, []
         self.unusable = self.files = self.bytes = self.stillborn = self.operations = self.acknowledged = 0
         self.seconds = 0.0
+        self.slowest = (0.0, "")
+
+    def timed(self, what, began):
+        """Remembers the slowest step; gives the time now."""
+        now = time.monotonic()
+        self.slowest = max(self.slowest, (now - began, what))
+        return now
 
     def take(self, what, verdict):
         self.images += 1
@@ -46,7 +53,8 @@ class Result:
         return (
             f"{self.name}: {self.images} states, {self.lost} with lost data, {self.damaged} damaged "
             f"({self.operations} operations, {self.acknowledged} acknowledged; {self.files} files and "
-            f"{self.bytes >> 20} MiB compared, {self.stillborn} interrupted creations{unusable}; {self.seconds:.0f} s)"
+            f"{self.bytes >> 20} MiB compared, {self.stillborn} interrupted creations{unusable}; {self.seconds:.0f} s, "
+            f"slowest step {self.slowest[1]}: {self.slowest[0]:.1f} s)"
         )
 
 
@@ -112,7 +120,7 @@ class Power:
             undo.add("the target", self.target.discard, mountpoint)
             store = os.path.join(disk, "store")
             root = self.target.mount(store, mountpoint)
-            start = disk_log.position()
+            start, clock = disk_log.position(), time.monotonic()
             process = scribe(root, self.ledger, seed, self.ops, self.log, store, adopt)
             undo.add("the scribe", cleanup.end_process, process)
             try:
@@ -121,7 +129,9 @@ class Power:
                 raise targets.Failed(f"{self.result.name}: the workload hangs") from error
             if process.returncode:
                 raise targets.Failed(f"{self.result.name}: the workload: {said.strip()}; daemon: {self.target.said()}")
+            clock = self.result.timed("the workload", clock)
             self.target.unmount(mountpoint)
+            self.result.timed("unmount after the workload", clock)
         os.unlink(image)
         entries = blklog.entries(self.log)
         return next((i for i, entry in enumerate(entries) if entry.end > start), len(entries))
@@ -159,7 +169,7 @@ class Power:
     def _judge(self, image, book, cut, what, again):
         """Judges one image; with `again` also keeps it, as it is after recovery, and what is in it."""
         disk, mountpoint = make_dirs(self.folder, "disk", "mnt")
-        found = None
+        found, clock = None, time.monotonic()
         with cleanup.Stack() as undo:
             loop = cleanup.Loop(image)
             undo.add("the loop device", loop.detach)
@@ -177,8 +187,11 @@ class Power:
             undo.add("the target", self.target.discard, mountpoint)
             store = os.path.join(disk, "store")
             try:
+                clock = self.result.timed("the disk", clock)
                 root = self.target.mount(store, mountpoint)
+                clock = self.result.timed("mount", clock)
                 verdict = judge.Judge(root, book.at(cut.position), self.target.stillborn).run()
+                clock = self.result.timed("reading", clock)
                 if not verdict.clean:
                     verdict.histories.insert(0, "the daemon said: " + self.target.said()[-600:])
                 if again and verdict.clean:
@@ -186,8 +199,11 @@ class Power:
                     os.makedirs(blobs, exist_ok=True)
                     found = judge.survey(root, blobs)
                 self._still_works(root, verdict)
+                clock = self.result.timed("writing", clock)
                 self.target.unmount(mountpoint)
+                clock = self.result.timed("unmount", clock)
                 verdict.damaged += self.target.verify(store)
+                clock = self.result.timed("verify", clock)
                 self.result.take(what, verdict)
             except (targets.Failed, TimeoutError) as error:
                 self.result.fail(what, error)
