@@ -5,9 +5,9 @@ pub mod dirrec;
 pub mod header;
 pub mod ids;
 pub mod name;
+pub mod page;
 pub mod slots;
 pub mod small;
 pub mod volume;
-pub mod page;
 
 pub use ids::{DirId, FileId, VolumeId};
