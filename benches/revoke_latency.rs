@@ -45,8 +45,8 @@ impl Times {
         self.add("3 purge", at("purged_ms") - at("flushed_ms"));
         self.add("4 wipe", at("wiped_ms") - at("purged_ms"));
         self.add("5 leave", at("unmounted_ms") - at("wiped_ms"));
-        self.add("6 denial to wiped", at("wiped_ms"));
-        self.add("7 denial to gone", at("unmounted_ms"));
+        self.add("6 begin to wiped", at("wiped_ms"));
+        self.add("7 begin to gone", at("unmounted_ms"));
     }
 
     fn print(&self) {

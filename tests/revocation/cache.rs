@@ -96,6 +96,12 @@ fn no_page_stays_in_the_page_cache() {
     fs::write(mount.at("dir/name"), b"x").unwrap();
     let dir = File::open(mount.at("dir")).unwrap();
     assert_eq!(fs::read_dir(mount.at("dir")).unwrap().count(), 1);
+    {
+        // The control: this very descriptor lists; its position is put back for the second time.
+        let mut room = [std::mem::MaybeUninit::uninit(); 4096];
+        assert!(rustix::fs::RawDir::new(&dir, &mut room).next().is_some_and(|entry| entry.is_ok()));
+        rustix::fs::seek(&dir, rustix::fs::SeekFrom::Start(0)).unwrap();
+    }
 
     // The control: all of it is there before.
     let most = LENGTH.div_ceil(4096) as u64 * 9 / 10;
@@ -120,10 +126,11 @@ fn no_page_stays_in_the_page_cache() {
         assert!(opened.is_err_and(|error| error != rustix::io::Errno::NOENT), "`{name}` is told to be there or not");
         assert!(rustix::fs::statat(&dir, name, rustix::fs::AtFlags::empty()).is_err());
     }
-    let mut listing = rustix::fs::Dir::read_from(&dir).unwrap();
+    let mut listing = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut listing = rustix::fs::RawDir::new(&dir, &mut listing);
     assert!(listing.next().is_none_or(|entry| entry.is_err()), "the directory's cached listing is served");
     let report = rig::report(&mount);
-    assert!(report["bytes_flushed"].as_u64().unwrap() > 0 && report["flush_complete"] == true, "{report}");
+    assert_eq!(report["flush_complete"], true, "{report}");
 
     drop((shared, private, handles, dir));
     rig::restore(&mount);

@@ -7,8 +7,10 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(feature = "aws")]
+#[path = "../fakes/aws/mod.rs"]
+mod fake;
 #[path = "../soak/work/mod.rs"]
-#[allow(dead_code)]
 mod work;
 
 mod cache;

@@ -3,8 +3,8 @@
 //! The daemon takes its keys' memory from `mlock` here (`HYOKFS_ARENA=mlock`): secret memory could not be read even by
 //! root, and so would prove nothing about the wipe.
 
-mod needles;
-mod scan;
+pub mod needles;
+pub mod scan;
 mod secrets;
 
 use std::fs::{self, File, OpenOptions};
