@@ -8,10 +8,10 @@
 //! | 0 | [`sys`] | raw system calls and all `unsafe`: locked memory, process hardening, mounting |
 //! | 1 | [`crypto`] | ciphers, key derivation, secrets in locked memory |
 //! | 1 | [`audit`] | the hash-chained log of key calls and state changes |
-//! | 2 | [`format`] | on-disk bytes: header, sealed page, names, volume record; pure, no I/O |
+//! | 2 | [`mod@format`] | on-disk bytes: header, sealed page, names, volume record; pure, no I/O |
 //! | 3 | [`store`] | descriptors inside the store directory, the lock file, the disk trait |
 //! | 3 | [`provider`] | the key services and their verdicts |
-//! | 4 | [`file`] | plaintext bytes over sealed pages |
+//! | 4 | [`mod@file`] | plaintext bytes over sealed pages |
 //! | 4 | [`keyring`] | unwrapped keys; the only bridge between threads and the async key side |
 //! | 4 | [`liveness`] | polls the customer's key |
 //! | 5 | [`fs`] | POSIX semantics over inodes, dentries and handles; knows no FUSE types |

@@ -68,7 +68,7 @@ fn numbers(path: &Path) -> Result<Vec<u64>, AuditError> {
     Ok(found)
 }
 
-/// All files of the log at `path`, oldest first: what [`super::verify`] takes.
+/// All files of the log at `path`, oldest first: what [`super::verify()`] takes.
 ///
 /// # Errors
 /// If the directory can't be listed, or there is no file of such a log in it.

@@ -80,7 +80,7 @@ impl Report {
     }
 }
 
-/// Checks the files of a log, given oldest first ([`super::files`] lists them), against `public` where it is given: then
+/// Checks the files of a log, given oldest first ([`super::files()`] lists them), against `public` where it is given: then
 /// every start, state change and lock must be signed by that key.
 ///
 /// # Errors

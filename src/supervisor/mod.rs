@@ -1,6 +1,6 @@
 //! The state machine; alone mounts, locks and unmounts.
 //!
-//! [`state`] decides and does no I/O. [`run`] feeds it with what happens (probes, ordinary uses of keys, commands,
+//! [`state`] decides and does no I/O. [`mod@run`] feeds it with what happens (probes, ordinary uses of keys, commands,
 //! signals, the end of a lock) and carries out what it says. [`volume`] goes from a store and a key to an unlocked
 //! volume, [`lock`] the other way.
 
