@@ -224,6 +224,18 @@ impl World {
     }
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        // What a failed test left mounted in the background goes too: its daemon ends when its mount has gone.
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mut left: Vec<_> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+        left.retain(|path| Path::new(path).starts_with(self.path()));
+        for path in left.iter().rev() {
+            let _ = rustix::mount::unmount(*path, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
 /// Everything that a command printed.
 pub fn both(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))

@@ -178,15 +178,15 @@ fn a_full_store_says_so_and_recovers() {
     let small = world.path().join("store");
     world.make_dir(&small);
     rustix::mount::mount("small", &small, "tmpfs", rustix::mount::MountFlags::empty(), c"size=24m").unwrap();
-    // The guard stands before the store's, so that the small filesystem goes last.
+    // Goes after the mount (whose guard is made later) and before the store's folder.
     struct Small(std::path::PathBuf);
     impl Drop for Small {
         fn drop(&mut self) {
             let _ = crate::common::umount_path(&self.0);
         }
     }
-    let _small = Small(small);
     let store = Store::with(world, &[]);
+    let _small = Small(small);
     let mount = store.mount();
     fs::write(mount.at("kept"), noise(1, 1 << 20)).unwrap();
     let mut failed = None;

@@ -88,11 +88,14 @@ class Judge:
         try:
             data, bad = read_all(path)
         except OSError as error:
-            acknowledged = [file for file in files if file in self.model.certain]
-            if not acknowledged and self.may_be_stillborn and error.errno == errno.EIO:
+            # Which of the files that the name may have is here can't be told: if one of them may be stillborn, it is that
+            # one. An acknowledged one must then be found under another name, or it is missed at the end.
+            unsure = [file for file in files if file not in self.model.certain]
+            if unsure and self.may_be_stillborn and error.errno == errno.EIO:
                 self.verdict.stillborn += 1
+                files = unsure
             else:
-                target = self.verdict.lost if acknowledged else self.verdict.damaged
+                target = self.verdict.lost if len(unsure) < len(files) else self.verdict.damaged
                 target.append(f"{short}: {error.strerror} at open")
                 self.verdict.histories += [self.model.history(file) for file in files]
             for file in files:

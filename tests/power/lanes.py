@@ -54,7 +54,7 @@ class Result:
             f"{self.name}: {self.images} states, {self.lost} with lost data, {self.damaged} damaged "
             f"({self.operations} operations, {self.acknowledged} acknowledged; {self.files} files and "
             f"{self.bytes >> 20} MiB compared, {self.stillborn} interrupted creations{unusable}; {self.seconds:.0f} s, "
-            f"slowest step {self.slowest[1]}: {self.slowest[0]:.1f} s)"
+            f"slowest step: {self.slowest[1] or 'none timed'}, {self.slowest[0]:.1f} s)"
         )
 
 

@@ -1,5 +1,6 @@
 """The judge itself is judged: each doctored state must be seen, and no allowed state may be blamed."""
 
+import errno
 import json
 import os
 import struct
@@ -162,6 +163,29 @@ class Books(unittest.TestCase):
         self.writer.ack([r], 0)
         self.file("f", old)
         self.assertFalse(self.judge().clean)
+
+    def test_a_stillborn_file_may_be_the_one_that_a_name_had_before(self):
+        """Only a creation that was never acknowledged may refuse to be opened; what replaced it must be somewhere."""
+        self.writer.op("create", file=1, dir=0, name="f")
+        n = self.writer.op("create", file=2, dir=0, name="t")
+        self.writer.ack([n], 0)
+        self.writer.op("replace", file=2, victim=1, dir=0, name="t", todir=0, toname="f")
+        self.file("f", b"")
+        self.file("t", b"")
+
+        def refuse(path):
+            if path.endswith("/f"):
+                raise OSError(errno.EIO, "Input/output error")
+            return original(path)
+
+        original, judge.read_all = judge.read_all, refuse
+        try:
+            self.assertTrue(self.judge(stillborn=True).clean, self.judge(stillborn=True))
+            self.assertFalse(self.judge(stillborn=False).clean)
+            os.unlink(os.path.join(self.root, "t"))
+            self.assertTrue(self.judge(stillborn=True).lost, "the acknowledged file is nowhere")
+        finally:
+            judge.read_all = original
 
     def test_a_file_in_a_directory_that_was_never_synced(self):
         self.writer.op("mkdir", new=1, dir=0, name="d")
