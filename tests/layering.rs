@@ -19,7 +19,7 @@ fn ranks(lib: &str) -> BTreeMap<String, u32> {
         .filter_map(|line| {
             let mut cells = line.strip_prefix("//!")?.trim().strip_prefix('|')?.split('|').map(str::trim);
             let rank = cells.next()?.parse().ok()?;
-            let module = cells.next()?.strip_prefix("[`")?.strip_suffix("`]")?;
+            let module = cells.next()?.strip_prefix("[`")?.strip_suffix("`]")?.trim_start_matches("mod@");
             Some((module.to_owned(), rank))
         })
         .collect()
