@@ -8,7 +8,7 @@ use super::lock::Mounted;
 use super::state;
 use super::status::LockReport;
 use super::volume::VolumeError;
-use crate::liveness::Answer;
+use crate::liveness::{Answer, BootClock, Clock};
 
 /// One thing that happened.
 pub enum Happened {
@@ -31,6 +31,5 @@ pub enum Happened {
 /// Time since the machine started, suspend included (`CLOCK_BOOTTIME`): a lease must not stand still while the lid is
 /// closed.
 pub fn now() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+    BootClock.now()
 }

@@ -18,9 +18,9 @@ use super::volume::{self, VolumeError};
 use crate::audit::{self, AuditError, StateChange};
 use crate::fuse::MountOptions;
 use crate::fuse::mount::{self, Top};
-use crate::liveness::{self, Answer, BadPace, BootClock, Pace, PollHandle};
+use crate::liveness::{self, Answer, BadPace, BootClock, Pace, PollHandle, ProviderProbe};
 use crate::provider::observed::{Observed, Reason};
-use crate::provider::{Context, KeySettings, Provider, connect};
+use crate::provider::{KeySettings, connect};
 use crate::store::{Owner, Store, StoreError, StoreLock};
 use crate::sys::stack;
 
@@ -120,7 +120,10 @@ pub fn run(mut options: RunOptions, on_ready: impl FnOnce()) -> Result<(), RunEr
     let probe = {
         let uri = identity.uri.clone();
         let provider = runtime.block_on(connect(&uri, &mounter.settings())).map_err(VolumeError::from)?;
-        Prober { provider, watch: watch.clone(), tenant: identity.tenant.clone(), canary: identity.canary.clone() }
+        // Observed, so that the audit log hears of every probe.
+        let provider = Arc::new(Observed::new(provider, watch.clone(), Reason::Probe));
+        let (tenant, canary) = (identity.tenant.clone(), identity.canary.clone());
+        ProviderProbe { provider, volume: watch.volume, tenant, canary }
     };
     let poll = start_polling(&runtime, Arc::new(probe), pace, &events);
     forward_signals(&runtime, &events);
@@ -211,23 +214,6 @@ fn pace(options: &RunOptions, longest_interval: Duration, longest_lease: Duratio
         );
     }
     Pace::new(options.poll_interval.min(longest_interval), options.lease.min(longest_lease))
-}
-
-/// The poller's question, told to the audit log.
-struct Prober {
-    provider: Arc<dyn Provider>,
-    watch: Arc<Watch>,
-    tenant: Option<String>,
-    canary: Vec<u8>,
-}
-
-#[async_trait::async_trait]
-impl liveness::Probe for Prober {
-    async fn probe(&self) -> Result<Option<String>, crate::provider::ProviderError> {
-        let observed = Observed::new(self.provider.clone(), self.watch.clone(), Reason::Probe);
-        let context = Context { volume: self.watch.volume, file: None, tenant: self.tenant.as_deref() };
-        observed.probe(&context, &self.canary).await
-    }
 }
 
 fn start_polling(
