@@ -41,7 +41,7 @@ impl Fs {
                 self.kill_privileges(&inode);
             }
         }
-        Ok(self.add_handle(Handle { inode, live: Some(live), write, stream: None }))
+        Ok(self.add_handle(Handle::file(inode, live, write)))
     }
 
     fn open_file(&self, fh: Fh) -> Result<(Arc<Handle>, Arc<Live>), FsError> {
@@ -104,11 +104,19 @@ impl Fs {
     /// Makes the file's contents and size durable; without `datasync` its times and mode, too.
     pub fn fsync(&self, _ino: Ino, fh: Fh, datasync: bool) -> Result<(), FsError> {
         self.enter_write_back()?;
-        let (_handle, live) = self.open_file(fh)?;
+        let (handle, live) = self.open_file(fh)?;
         live.file.put_tail()?;
         let times = lock(&live.times).stale;
         live.put_times()?;
-        live.file.sync()?;
+        let synced = live.file.sync();
+        // The store told a failed sync to whoever asked for that one: another handle, or hyokfs itself before a truncation
+        // or a move. What this handle wrote may be what was lost.
+        let failures = live.file.failures();
+        let untold = handle.told.swap(failures, Ordering::AcqRel) != failures;
+        synced?;
+        if untold {
+            return Err(FsError::os(Errno::IO));
+        }
         if !datasync && times {
             // fdatasync leaves times out; the data is down already, so this adds only the inode.
             rustix::fs::fsync(live.file.disk())?;

@@ -5,3 +5,4 @@ pub mod alloc;
 pub mod arena;
 pub mod harden;
 pub mod stack;
+pub mod sync;
