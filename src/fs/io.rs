@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use rustix::io::Errno;
 
 use super::error::FsError;
-use super::inode::lock;
 use super::live::Live;
 use super::types::{Caller, Fh, Ino, Kind};
 use super::{Fs, Handle};
@@ -105,23 +104,18 @@ impl Fs {
     pub fn fsync(&self, _ino: Ino, fh: Fh, datasync: bool) -> Result<(), FsError> {
         self.enter_write_back()?;
         let (handle, live) = self.open_file(fh)?;
-        live.file.put_tail()?;
-        let times = lock(&live.times).stale;
-        live.put_times()?;
-        let synced = live.file.sync();
+        let synced = if datasync {
+            live.file.sync()
+        } else {
+            live.put_far_times()?;
+            live.file.sync_all()
+        };
         // The store told a failed sync to whoever asked for that one: another handle, or hyokfs itself before a truncation
         // or a move. What this handle wrote may be what was lost.
         let failures = live.file.failures();
         let untold = handle.told.swap(failures, Ordering::AcqRel) != failures;
         synced?;
-        if untold {
-            return Err(FsError::os(Errno::IO));
-        }
-        if !datasync && times {
-            // fdatasync leaves times out; the data is down already, so this adds only the inode.
-            rustix::fs::fsync(live.file.disk())?;
-        }
-        Ok(())
+        if untold { Err(FsError::os(Errno::IO)) } else { Ok(()) }
     }
 
     /// Reserves space, punches holes, zeroes; `mode` is `fallocate(2)`'s.

@@ -232,7 +232,7 @@ def an_error_of_each_call(binary, folder):
         for number, (call, action) in enumerate([
             ("pwrite64", lambda: put(r.at("kept"), kept[:5000])),
             ("pwrite64", lambda: put(r.at("new"), b"x" * 9000)),
-            ("fdatasync", lambda: put(r.at("new"), b"x" * 9000)),
+            ("fsync,fdatasync", lambda: put(r.at("new"), b"x" * 9000)),
             ("ftruncate", lambda: put(r.at("new"), b"x" * 9000)),
             ("linkat,renameat,renameat2", lambda: put(r.at("newer"), b"x")),
             ("mkdirat", lambda: os.mkdir(r.at("e"))),
