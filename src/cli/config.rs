@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::args::{MountArgs, MountOptionArgs};
+use super::args::{MountArgs, MountOptionArgs, OnRevokeArg};
 use crate::fuse::MountOptions;
 use crate::provider::KeySettings;
+use crate::supervisor::lock::OnRevoke;
 
 /// The file: options of `mount` under their own names, and a table `[key]` of settings of the key service.
 #[derive(Debug, Default, Deserialize)]
@@ -77,6 +78,14 @@ impl MountConfig {
     /// The longest a lock waits for unwritten data.
     pub fn flush_deadline(&self) -> Duration {
         self.options.flush_deadline.unwrap_or(Duration::from_secs(5))
+    }
+
+    /// What a lock does with the mount.
+    pub fn on_revoke(&self) -> OnRevoke {
+        match self.options.on_revoke {
+            None | Some(OnRevokeArg::Unmount) => OnRevoke::Unmount,
+            Some(OnRevokeArg::Hold) => OnRevoke::Hold,
+        }
     }
 }
 
@@ -187,6 +196,7 @@ fn merge(first: MountOptionArgs, second: MountOptionArgs) -> MountOptionArgs {
         poll_interval: first.poll_interval.or(second.poll_interval),
         lease: first.lease.or(second.lease),
         flush_deadline: first.flush_deadline.or(second.flush_deadline),
+        on_revoke: first.on_revoke.or(second.on_revoke),
         fingerprint: first.fingerprint.or(second.fingerprint),
         key_cache: first.key_cache.or(second.key_cache),
         kms_max_rps: first.kms_max_rps.or(second.kms_max_rps),
@@ -207,7 +217,7 @@ mod tests {
 
     use clap::Parser;
 
-    use super::{MountConfig, mount_config};
+    use super::{MountConfig, OnRevoke, mount_config};
     use crate::cli::args::{Cli, Command};
 
     fn parse(words: &[&str]) -> Result<MountConfig, String> {
@@ -224,11 +234,12 @@ mod tests {
         let file = dir.path().join("volume.toml");
         std::fs::write(
             &file,
-            "poll-interval = \"9s\"\nlease = \"9m\"\nflush-deadline = \"9s\"\n[key]\nexternal-id = \"from-file\"\n",
+            "poll-interval = \"9s\"\nlease = \"9m\"\non-revoke = \"hold\"\nflush-deadline = \"9s\"\n[key]\nexternal-id = \"from-file\"\n",
         )
         .unwrap();
         let path = format!("config={},lease=8m,flush_deadline=8s", file.display());
         let config = parse(&["-o", &path, "--flush-deadline", "7s"]).unwrap();
+        assert_eq!(config.on_revoke(), OnRevoke::Hold);
         assert_eq!(config.poll_interval(), Duration::from_secs(9));
         assert_eq!(config.lease(), Duration::from_secs(480));
         assert_eq!(config.flush_deadline(), Duration::from_secs(7));

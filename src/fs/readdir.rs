@@ -255,6 +255,8 @@ impl Prefetcher {
             while let Ok((dir, id, entries)) = wanted.recv() {
                 if let (Some(fs), Some(dir)) = (fs.upgrade(), dir.upgrade()) {
                     fs.prefetch_now(&dir, &id, &entries);
+                    // The thread lives on through locks: nothing of a header's check may stay on its stack.
+                    crate::sys::stack::scrub();
                 }
             }
         });
