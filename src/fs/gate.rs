@@ -14,7 +14,7 @@ use super::{Fs, Phase};
 use crate::format::volume::Volume;
 
 /// How long [`Fs::wipe`] waits for requests that still use keys.
-const LAST_REQUESTS: Duration = Duration::from_secs(1);
+const LAST_REQUESTS: Duration = Duration::from_millis(500);
 /// How long a step that finds a file in use waits before it looks again.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -129,7 +129,7 @@ impl Fs {
     }
 
     /// Drops every key and plaintext name. Closes what was not closed yet; open handles stay and work again after
-    /// [`Fs::reopen`]. Gives how many files a request still holds the keys of after a second (it hangs in the store);
+    /// [`Fs::reopen`]. Gives how many files a request still holds the keys of after half a second (it hangs in the store);
     /// they are wiped when it ends.
     pub fn wipe(&self) -> usize {
         self.close_writes();

@@ -66,6 +66,16 @@ pub(super) fn write_back(mounted: &Mounted, deadline: Instant, report: &mut Lock
     progress.is_complete()
 }
 
+/// Writes back what became dirty while the caches were emptied.
+pub(super) fn write_back_late(mounted: &Mounted) {
+    let dirty = mounted.fs.dirty_inodes();
+    if dirty.is_empty() || mounted.session.has_ended() {
+        return;
+    }
+    let purge = mounted.session.purge();
+    each(dirty.len(), Instant::now() + HANGING, HANGING, move |index| purge.inode(dirty[index]));
+}
+
 fn syncfs_helper(mountpoint: &Path) -> std::io::Result<Child> {
     Command::new("/proc/self/exe")
         .arg(SYNCFS_COMMAND)

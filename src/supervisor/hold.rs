@@ -20,6 +20,8 @@ pub const STATFS_COMMAND: &str = "internal-statfs";
 
 /// How long the session's threads may take to clean themselves.
 const CLEANING: Duration = Duration::from_secs(1);
+/// How long the helper may take to end when all threads have answered, or when it is no longer waited for.
+const FAREWELL: Duration = Duration::from_millis(100);
 /// Pauses between two sweeps of a held volume: soon after the lock, then seldom.
 const SWEEPS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
 /// How long one sweep may take.
@@ -57,7 +59,7 @@ impl Drop for Asker {
     fn drop(&mut self) {
         // Without a word on its standard input it ends by itself.
         drop(self.child.stdin.take());
-        wait_for(&mut self.child, Instant::now() + CLEANING);
+        wait_for(&mut self.child, Instant::now() + FAREWELL);
     }
 }
 

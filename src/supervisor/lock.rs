@@ -77,6 +77,9 @@ pub fn lock(mut mounted: Mounted, leave: Leave, flush_deadline: Duration) -> (Lo
     (report.inodes, report.dentries) = (known.inodes(), known.dentries());
     let limit = flush_deadline.max(Duration::from_secs(2));
     let mut empty = mounted.session.has_ended() || caches::empty(mounted.session.purge(), &known, limit);
+    // The purge has taken the attributes back, and without them the kernel takes no more writes into its cache. One that
+    // had got past that check just before is written back now, while the keys are here.
+    caches::write_back_late(&mounted);
     report.purged_ms = at(begun);
 
     mounted.fs.close_writes();
@@ -88,8 +91,7 @@ pub fn lock(mut mounted: Mounted, leave: Leave, flush_deadline: Duration) -> (Lo
             .push(format!("{busy} files are in use by requests that hang; their keys are wiped when these end"));
     }
     report.wiped_ms = at(begun);
-    // A write that the kernel had let pass just before its attributes were taken back may have made a page dirty again.
-    // What is still dirty now is refused, and dropped.
+    // What requests under way have brought back in the meantime. Should a page be dirty now, it is refused, and dropped.
     empty &= mounted.session.has_ended() || caches::empty(mounted.session.purge(), &known, limit);
     if !empty {
         report.problems.push(

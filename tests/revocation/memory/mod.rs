@@ -34,11 +34,11 @@ fn name(file: u64) -> String {
     format!("d{}/{unique}", file % DIRECTORIES)
 }
 
-fn nothing_is_left(init: &[&str], files: u64) {
+fn nothing_is_left(init: &[&str], options: &[&str], files: u64) {
     let mut world = World::new();
     world.set("HYOKFS_ARENA", "mlock");
     let store = Store::with(world, init);
-    let mount = rig::mount(&store, &[]);
+    let mount = rig::mount(&store, options);
     for dir in 0..DIRECTORIES {
         fs::create_dir(mount.at(format!("d{dir}"))).unwrap();
     }
@@ -151,10 +151,21 @@ fn locked_under_load(mount: &Mount<'_>, secrets: &mut Secrets, plain: &Needles, 
 
 #[test]
 fn nothing_is_left_in_memory() {
-    nothing_is_left(&[], 3000);
+    nothing_is_left(&[], &[], 3000);
 }
 
 #[test]
 fn nothing_is_left_in_memory_with_chacha() {
-    nothing_is_left(&["--cipher", "chacha20-poly1305"], 200);
+    nothing_is_left(&["--cipher", "chacha20-poly1305"], &[], 200);
+}
+
+/// The session's threads live on: their buffers and stacks must be clean all the same.
+#[test]
+fn nothing_is_left_in_memory_when_the_mount_is_held() {
+    nothing_is_left(&[], &["--on-revoke", "hold"], 3000);
+}
+
+#[test]
+fn nothing_is_left_in_memory_with_chacha_when_the_mount_is_held() {
+    nothing_is_left(&["--cipher", "chacha20-poly1305"], &["--on-revoke", "hold"], 200);
 }
