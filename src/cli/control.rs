@@ -97,7 +97,7 @@ fn sweep(mountpoint: &Path) -> Result<(), CliError> {
     let root = rustix::process::geteuid().is_root();
     let mut found = false;
     while let Top::Hyokfs(_) | Top::Placeholder = mount::top_of(mountpoint).map_err(at)? {
-        mount::detach(mountpoint, root).map_err(at)?;
+        mount::abandon(mountpoint, root).map_err(at)?;
         found = true;
     }
     if found {

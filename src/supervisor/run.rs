@@ -200,7 +200,7 @@ fn clear_mountpoint(options: &RunOptions, store: &Store) -> Result<(), RunError>
                     )));
                 }
                 tracing::info!(mountpoint = %mountpoint.display(), "taking away what a killed daemon had left");
-                mount::detach(mountpoint, root).map_err(|error| refuse(error.to_string()))?;
+                mount::abandon(mountpoint, root).map_err(|error| refuse(error.to_string()))?;
             }
         }
     }

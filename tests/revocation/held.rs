@@ -66,7 +66,7 @@ fn everything_says_enokey_and_the_same_descriptors_work_again() {
     let store = Store::new();
     let mount = rig::mount_held(&store, &[]);
     fs::create_dir(mount.at("d")).unwrap();
-    for (seed, name) in ["d/f", "d/clean", "d/gone"].into_iter().enumerate() {
+    for (seed, name) in ["d/f", "d/clean", "d/gone", "d/read"].into_iter().enumerate() {
         fs::write(mount.at(name), noise(seed as u64, LENGTH)).unwrap();
     }
     std::os::unix::fs::symlink("d/f", mount.at("link")).unwrap();
@@ -83,6 +83,10 @@ fn everything_says_enokey_and_the_same_descriptors_work_again() {
     gone.write_all_at(b"still here", 5000).unwrap();
     let direct =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(mount.at("d/clean")).unwrap();
+    // Only the purge of everything reaches what nobody writes.
+    let reader = File::open(mount.at("d/read")).unwrap();
+    assert_bytes(&read(&mount.at("d/read")), &noise(3, LENGTH), "before");
+    assert!(cached_pages(&reader) > 400, "the control: nothing is cached");
     let device = fs::metadata(&mount.path).unwrap().dev();
 
     let took = rig::revoke(&mount);
@@ -94,6 +98,10 @@ fn everything_says_enokey_and_the_same_descriptors_work_again() {
     assert_eq!(report["threads_cleaned"], threads, "{report}");
     assert_eq!(rig::status(&mount)["on_revoke"], "hold");
     let before = stored(&store);
+    for open in [&file, &clean, &gone, &reader] {
+        assert_eq!(cached_pages(open), 0, "pages are in the page cache");
+    }
+    no_key("read of what nobody writes", reader.read_at(&mut [0; 10], 0));
 
     let page = [b'z'; 4096];
     no_key("read", file.read_at(&mut [0; 10], 0));
@@ -154,9 +162,11 @@ fn everything_says_enokey_and_the_same_descriptors_work_again() {
     assert_bytes(&read(&mount.at("d/f")), &want, "by path");
     assert_eq!(errno(fs::metadata(mount.at("absent"))), libc::ENOENT);
     assert_eq!(fs::read_link(mount.at("link")).unwrap().to_str(), Some("d/f"));
-    assert_eq!(names(&mount.at("d")), ["clean", "f"]);
+    assert_eq!(names(&mount.at("d")), ["clean", "f", "read"]);
     assert!(os(rustix::fs::openat(&dir, "f", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())).is_ok());
-    drop((file, clean, gone, direct, dir));
+    reader.read_exact_at(&mut bytes, 0).unwrap();
+    assert_bytes(&bytes, &noise(3, LENGTH), "a file that nobody wrote");
+    drop((file, clean, gone, reader, direct, dir));
     let mount = mount.remount();
     assert_bytes(&read(&mount.at("d/f")), &want, "after a remount");
     mount.umount();

@@ -1,11 +1,22 @@
 //! A store that hangs in the middle of a read holds up neither the lock nor the other files.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::time::{Duration, Instant};
 
 use crate::common::{PATIENCE, Store, World, assert_bytes, errno, noise, read, wait_until};
 use crate::rig;
+
+/// Lets a stopped process go on, also when the test fails: nothing of it could end before.
+struct GoOn(u32);
+
+impl Drop for GoOn {
+    fn drop(&mut self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.0 as i32) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::CONT);
+        }
+    }
+}
 
 /// The store lies on another volume of hyokfs, whose daemon is stopped: so its reads hang, and go on when told to.
 fn hung(on_revoke: &str) {
@@ -21,6 +32,8 @@ fn hung(on_revoke: &str) {
     for (seed, name) in ["stuck", "other"].into_iter().enumerate() {
         fs::write(mount.at(name), noise(seed as u64, 400_000)).unwrap();
     }
+    // Direct: what the daemon answers goes straight to the program, whatever the kernel does with its caches.
+    let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(mount.at("stuck")).unwrap();
     let (stuck, other) = (File::open(mount.at("stuck")).unwrap(), File::open(mount.at("other")).unwrap());
     let mut bytes = vec![0; 400_000];
     other.read_exact_at(&mut bytes, 0).unwrap();
@@ -32,9 +45,10 @@ fn hung(on_revoke: &str) {
     }
     rustix::fs::fadvise(&stuck, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     disk.signal(rustix::process::Signal::STOP);
+    let go_on = GoOn(disk.pid());
     let reader = std::thread::spawn(move || {
-        let read = stuck.read_at(&mut [0; 10], 200_000);
-        (read, stuck)
+        let mut page = hyokfs::sys::aligned::AlignedBuf::new(4096);
+        direct.read_at(&mut page, 200 << 10)
     });
     std::thread::sleep(Duration::from_millis(300));
     assert!(!reader.is_finished(), "the control: the store does not hang");
@@ -48,8 +62,8 @@ fn hung(on_revoke: &str) {
     assert!(begun.elapsed() < Duration::from_secs(12), "the hanging read holds the lock up");
     assert!(!report["problems"].as_array().unwrap().is_empty(), "nobody is told: {report}");
 
-    disk.signal(rustix::process::Signal::CONT);
-    let (read_stuck, stuck) = reader.join().unwrap();
+    drop(go_on);
+    let read_stuck = reader.join().unwrap();
     let expected =
         if on_revoke == "unmount" { [libc::ENOTCONN, libc::ECONNABORTED] } else { [libc::ENOKEY, libc::EIO] };
     let got = errno(read_stuck);

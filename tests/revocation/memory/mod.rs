@@ -105,6 +105,10 @@ fn locked_under_load(mount: &Mount<'_>, secrets: &mut Secrets, plain: &Needles, 
                     let own = OpenOptions::new().write(true).open(mount.at(format!("load-{thread}")));
                     let _ = own.and_then(|file| {
                         file.write_all_at(&pattern(files + thread).repeat(200), (random >> 40) % 32 * 6400)?;
+                        if random % 32 == 8 {
+                            // A request as large as they get: most of it lies deep in the buffer that receives it.
+                            file.write_all_at(&pattern(files + thread).repeat(32 << 10), 0)?;
+                        }
                         if random.is_multiple_of(8) { file.sync_data() } else { Ok(()) }
                     });
                     rounds.fetch_add(1, Ordering::Relaxed);
