@@ -8,15 +8,16 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::super::options::KeyringOptions;
-use super::super::{KeyError, Keyring};
+use super::super::{KeyError, Keyring, Limits};
 use crate::crypto::{Secret, kdf};
 use crate::format::slots::{KeySlot, Via};
-use crate::format::{FileId, VolumeId};
+use crate::format::{DirId, FileId, VolumeId};
 use crate::provider::{
     Context, KeyCall, KeyInfo, KeyUri, Observer, Operation, Provider, ProviderError, Reason, Verdict, Wrapped,
 };
 
 pub const VOLUME: VolumeId = VolumeId([3; 16]);
+pub const DIR: DirId = DirId([8; 16]);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mood {
@@ -187,7 +188,8 @@ pub struct World {
 }
 
 pub fn options() -> KeyringOptions {
-    KeyringOptions { tenant: Some("acme".to_owned()), max_rps: 0, ..KeyringOptions::default() }
+    let limits = Limits { per_second: 0, burst: 1 };
+    KeyringOptions { tenant: Some("acme".to_owned()), limits, concurrency: 32, ..KeyringOptions::default() }
 }
 
 impl World {
