@@ -23,6 +23,7 @@ pub const DIR: DirId = DirId([8; 16]);
 pub enum Mood {
     Live,
     Fail(Verdict),
+    Throttle,
     Hang,
 }
 
@@ -120,8 +121,12 @@ impl Fake {
         match mood {
             Mood::Live => Ok(self.secret_of(&file.unwrap())),
             Mood::Hang => std::future::pending().await,
-            Mood::Fail(verdict) => {
-                let (code, message) = ("Fake".to_owned(), "as told".to_owned());
+            Mood::Fail(_) | Mood::Throttle => {
+                let (verdict, code) = match mood {
+                    Mood::Fail(verdict) => (verdict, "Fake"),
+                    _ => (Verdict::Unreachable, "ThrottlingException"),
+                };
+                let (code, message) = (code.to_owned(), "as told".to_owned());
                 Err(ProviderError { verdict, code, message, request_id: Some("r-1".to_owned()) })
             }
         }

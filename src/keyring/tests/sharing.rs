@@ -184,6 +184,32 @@ fn the_rate_holds_over_opens_and_creates() {
 }
 
 #[test]
+fn a_service_that_throttles_is_asked_less() {
+    let span = |throttled: bool| {
+        let limits = Limits { per_second: 100, burst: 60 };
+        let world = World::paused(true, KeyringOptions { limits, ..options() });
+        if throttled {
+            world.fake.set(Mood::Throttle);
+            assert!(matches!(world.get(&id(1)), Err(KeyError::Unreachable(error)) if error.is_throttling()));
+            world.fake.set(Mood::Live);
+            world.fake.times.lock().unwrap().clear();
+        }
+        std::thread::scope(|scope| {
+            (100..150).for_each(|n| {
+                drop(scope.spawn({
+                    let world = &world;
+                    move || world.get(&id(n)).unwrap()
+                }))
+            });
+        });
+        let times = world.fake.times.lock().unwrap().clone();
+        *times.iter().max().unwrap() - *times.iter().min().unwrap()
+    };
+    let (usual, after) = (span(false), span(true));
+    assert!(after >= usual + Duration::from_millis(400), "50 calls took {usual:?}, after the complaint {after:?}");
+}
+
+#[test]
 fn a_key_that_the_header_does_not_commit_to_is_damage() {
     let world = World::paused(true, options());
     assert!(
