@@ -14,7 +14,7 @@ use super::access::Access;
 use super::flight::{Flight, here};
 use super::landing::Aim;
 use super::options::{KeyError, failure};
-use super::state::{Home, Known, Ready};
+use super::state::{Home, Known, Ready, State};
 use super::{Inner, NewKey};
 use crate::crypto::Secret;
 use crate::crypto::envelope::{EnvelopeError, EnvelopeKey};
@@ -95,6 +95,13 @@ impl Inner {
 
     pub fn home(&self, group: &[u8; 16]) -> Option<Home> {
         self.state().homes.get(group).cloned()
+    }
+
+    /// Has new files of a directory use a group key that its files have, unless one is known.
+    pub fn learn(&self, state: &mut State, group: [u8; 16], wrapped: &[u8]) {
+        if self.options.per_directory && state.access.is_some() && state.homes.get(&group).is_none() {
+            state.homes.push(group, Home { wrapped: wrapped.to_vec(), place: place_of(group, wrapped) });
+        }
     }
 
     /// Has new files of a directory use this key.

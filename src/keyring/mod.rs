@@ -39,7 +39,7 @@ use crate::format::{DirId, FileId, VolumeId};
 use crate::provider::{Observer, Provider};
 use access::{Access, Wanted};
 use options::too_late;
-use state::{Home, State};
+use state::State;
 use way::Target;
 
 pub use ahead::Suggested;
@@ -133,7 +133,7 @@ impl Keyring {
         remote && matches!(self.inner.target(&mut state, file, slots), Ok(Target::Call(..)))
     }
 
-    /// The key of a file, from its header's slots; blocks the calling thread (never one of the runtime's) up to the
+    /// The key of a file, from its authentic header's slots; blocks the calling thread (never one of the runtime's) up to the
     /// deadline where the key service must be asked. See [`Keyring::cached`] for what to ask afterwards.
     ///
     /// # Errors
@@ -154,10 +154,7 @@ impl Keyring {
                 inner.counters.hits.fetch_add(1, Ordering::Relaxed);
                 known
             }
-            Target::Sealed(group, sealed) => {
-                self.followed(slots);
-                inner.open_grouped(file, &group, &sealed)?
-            }
+            Target::Sealed(group, sealed) => inner.open_grouped(file, &group, &sealed)?,
             Target::Call(aim, None) => inner.fetch(&aim)?,
             Target::Call(aim, Some(sealed)) => {
                 let group = EnvelopeKey::shared(inner.fetch(&aim)?.key);
@@ -167,6 +164,7 @@ impl Keyring {
         if known.commitment != *commitment {
             return Err(KeyError::Damaged(*file));
         }
+        self.followed(slots);
         alive(known.key)
     }
 
@@ -177,8 +175,9 @@ impl Keyring {
         for slot in slots {
             let Via::GroupKey { slot: number, group } = slot.via else { continue };
             if number == self.inner.options.slot {
-                let place = group::place_of(group, &slot.wrapped);
-                self.inner.state().window.used(&place, now);
+                let mut state = self.inner.state();
+                state.window.used(&group::place_of(group, &slot.wrapped), now);
+                self.inner.learn(&mut state, group, &slot.wrapped);
             }
         }
     }
@@ -201,7 +200,7 @@ impl Keyring {
         }
     }
 
-    /// Says that a file may be opened soon, as a listing suggests. Never blocks. How many keys are fetched on
+    /// Says that a file may be opened soon, as a listing suggests; its header is authentic. Never blocks. How many keys are fetched on
     /// suggestions depends on how many such keys were used.
     pub fn suggest(&self, file: FileId, slots: Vec<KeySlot>) -> Suggested {
         let now = self.inner.now();
@@ -214,6 +213,13 @@ impl Keyring {
             Ok(Target::Call(aim, _)) => aim.place,
             _ => return Suggested::Needless,
         };
+        for slot in &slots {
+            if let Via::GroupKey { slot: number, group } = slot.via
+                && number == self.inner.options.slot
+            {
+                self.inner.learn(&mut state, group, &slot.wrapped);
+            }
+        }
         if state.window.awaits(&place) || state.flights.contains_key(&place) {
             return Suggested::Needless;
         }
@@ -271,11 +277,7 @@ impl Keyring {
     pub fn adopt(&self, dir: &DirId, slots: &[KeySlot]) -> bool {
         let group = *dir.as_bytes();
         let Some(wrapped) = group::wrapped_key(slots, self.inner.options.slot, group) else { return false };
-        let home = Home { wrapped: wrapped.to_vec(), place: group::place_of(group, wrapped) };
-        let mut state = self.inner.state();
-        if state.access.is_some() {
-            state.homes.push(group, home);
-        }
+        self.inner.learn(&mut self.inner.state(), group, wrapped);
         true
     }
 

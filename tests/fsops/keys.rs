@@ -417,8 +417,8 @@ fn only_opens_that_must_wait_are_said_to_wait() {
             // New files of a directory whose key is here wait for nothing, those of another do.
             let ino = world.ino("one");
             assert!(world.fs.may_wait(KeyNeed::Create(world.ino("two"))));
-            world.put(ino, "new").unwrap();
             assert!(!world.fs.may_wait(KeyNeed::Create(ino)));
+            world.put(ino, "new").unwrap();
         }
         let began = Instant::now();
         assert!(matches!(world.read(cold), Err(FsError::NoKey(KeyError::Unreachable(_)))));
