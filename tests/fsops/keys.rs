@@ -17,7 +17,7 @@ use hyokfs::format::name::NameMode;
 use hyokfs::format::slots::Via;
 use hyokfs::format::volume::{Granularity, Volume, VolumeRecord};
 use hyokfs::format::{FileId, VolumeId};
-use hyokfs::fs::{Attr, Fs, FsError, FsOptions, Ino, KeyNeed, Kind, ROOT, make_root};
+use hyokfs::fs::{Attr, Fs, FsError, FsOptions, Ino, KeyNeed, Kind, ROOT};
 use hyokfs::keyring::{KeyError, Keyring, KeyringOptions, Limits};
 use hyokfs::provider::local::{LocalKey, ensure};
 use hyokfs::provider::{
@@ -140,7 +140,6 @@ impl World {
         let near = LocalKey::new(Some(&keystore), None, &settings);
         let far = Arc::new(Far { near, hangs: AtomicBool::new(false) });
         std::fs::create_dir(&path).unwrap();
-        make_root(&Store::open(&path).unwrap(), &volume(id, granularity)).unwrap();
         let heard = Arc::new(Heard::default());
         let (keyring, fs) = mount(&path, &runtime, id, granularity, cache, &far, &heard);
         World { dir, runtime, id, granularity, cache, far, heard, keyring, fs }
