@@ -50,9 +50,14 @@ class Volume:
 
     def cold(self):
         self.unmount()
-        os.sync()
+        settle(self.store)
         pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
         self.mount()
+
+
+def settle(path):
+    """Writes back the filesystem of `path` alone: other mounts of the machine may be slow or stuck."""
+    subprocess.run(["sync", "-f", path], check=True)
 
 
 def timed(work):
@@ -127,7 +132,7 @@ def main():
             for volume in (local, remote):
                 into = volume.mnt / f"round-{number}"
                 into.mkdir()
-                os.sync()
+                settle(volume.store)
                 measure("untar", volume, ["tar", "-xf", tree, "-C", into])
             for volume in (local, remote):
                 volume.cold()
