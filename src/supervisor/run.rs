@@ -82,8 +82,8 @@ pub struct RunOptions {
     pub fingerprint: Option<String>,
     /// Unwrapped keys in memory.
     pub key_cache: usize,
-    /// Calls per second.
-    pub max_rps: u32,
+    /// Calls per second; left out: what suits the kind of key.
+    pub max_rps: Option<u32>,
     /// Keys made ahead.
     pub key_pool: usize,
     /// The audit log.

@@ -8,6 +8,7 @@ mod fake;
 mod check;
 mod docs;
 mod emulator;
+mod mounted;
 mod node;
 mod printed;
 mod roles;

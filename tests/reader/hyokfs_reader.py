@@ -162,17 +162,25 @@ class Volume:
         need(header[80] in (1, 2, 3, 255), "number of parents")
         parents = [header[96 + 16 * i:112 + 16 * i] for i in range(3)][:header[80]]
         need(header[80] == 255 or directory in parents, "a file in a foreign directory")
-        file, at, key = header[32:48], 145, None
+        file, at, key, sealed, groups = header[32:48], 145, None, {}, {}
         for _ in range(header[144]):
             via, at = header[at], at + 1
-            width = {1: 1, 2: 16}[via]
+            need(via in (1, 2, 3), "kind of key slot")
+            width = {1: 1, 2: 16, 3: 17}[via]
             by, at = header[at:at + width], at + width
             length, at = struct.unpack("<H", header[at:at + 2])[0], at + 2
             wrapped, at = header[at:at + length], at + length
             if via == 1 and by[0] == self.slot:
                 key = self.local.unwrap(wrapped, self.id, file, self.tenant)
-            elif via == 2 and by == self.id and self.group:
+            elif via == 2:
+                sealed[by] = wrapped
+            elif via == 3 and by[0] == self.slot:
+                groups[by[1:]] = wrapped
+        for group, wrapped in sealed.items():
+            if group == self.id and self.group:
                 key = unseal(self.group, self.id + file, wrapped)
+            elif group in groups:
+                key = unseal(self.local.unwrap(groups[group], self.id, group, self.tenant), self.id + file, wrapped)
         need(key, "no slot for this key")
         need(hkdf(file, key, b"hyokfs/1 commitment") == header[48:80], "key commitment")
         return file, key, header[10]
