@@ -198,6 +198,11 @@ pub struct MountOptionArgs {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     #[serde(deserialize_with = "duration")]
     pub flush_deadline: Option<Duration>,
+    /// How long opening or making a file waits for its key while the key service does not answer; then it fails with
+    /// EAGAIN (100ms to 10m) [default: 10s].
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, env = "HYOKFS_KEY_WAIT")]
+    #[serde(deserialize_with = "duration")]
+    pub key_wait: Option<Duration>,
     /// Refuse the volume unless this is its fingerprint (as `init` printed it).
     #[arg(long, value_name = "FINGERPRINT")]
     pub fingerprint: Option<String>,

@@ -71,6 +71,7 @@ fn options(config: MountConfig) -> Result<RunOptions, CliError> {
         poll_interval: config.poll_interval(),
         lease: config.lease(),
         flush_deadline: config.flush_deadline(),
+        key_wait: config.key_wait(),
         fingerprint: config.options.fingerprint.clone(),
         key_cache: config.options.key_cache.unwrap_or(16_384),
         max_rps: config.options.kms_max_rps.unwrap_or(500),

@@ -65,7 +65,7 @@ impl Mounter {
             cache: options.key_cache,
             max_rps: options.max_rps,
             pool: options.key_pool,
-            deadline: settings.call_deadline(),
+            deadline: options.key_wait,
             ..KeyringOptions::default()
         };
         Mounter {

@@ -78,6 +78,8 @@ pub struct RunOptions {
     pub lease: Duration,
     /// The longest a lock waits for unwritten data.
     pub flush_deadline: Duration,
+    /// The longest that opening or making a file waits for its key.
+    pub key_wait: Duration,
     /// The fingerprint that the volume must have.
     pub fingerprint: Option<String>,
     /// Unwrapped keys in memory.

@@ -4,12 +4,15 @@
 
 #[path = "../fakes/aws/mod.rs"]
 mod fake;
+#[path = "../fakes/ministack.rs"]
+mod ministack;
 
 mod check;
 mod docs;
 mod emulator;
 mod node;
 mod printed;
+mod proxy;
 mod roles;
 mod round_trip;
 mod verdicts;
