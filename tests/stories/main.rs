@@ -23,5 +23,6 @@ mod denial;
 mod drill;
 mod outage;
 mod plain;
+mod readme;
 mod several;
 mod story;
