@@ -72,6 +72,8 @@ pub struct VolumeKeys {
     pub record: MacKey,
     /// Seals link targets and extended attributes.
     pub small: EnvelopeKey,
+    /// The id of the root directory: derived, so that the root needs no record that could be lost. No secret.
+    pub root: [u8; 16],
     fingerprint: String,
 }
 
@@ -90,6 +92,8 @@ impl VolumeKeys {
     fn all(secret: &Secret, volume: &[u8; 16]) -> Result<Self, DeriveError> {
         let key =
             |label: &[u8]| Secret::try_from_fn(|bytes| hkdf(volume, secret.expose(), &[b"hyokfs/1 ", label], bytes));
+        let mut root = [0; 16];
+        hkdf(volume, secret.expose(), &[b"hyokfs/1 root directory"], &mut root)?;
         let mut print = [0; 10];
         hkdf(volume, secret.expose(), &[b"hyokfs/1 fingerprint"], &mut print)?;
         let groups: Vec<String> = print.chunks(2).map(|pair| format!("{:02x}{:02x}", pair[0], pair[1])).collect();
@@ -100,6 +104,7 @@ impl VolumeKeys {
             mixing: key(b"mixing")?,
             record: MacKey::new(&key(b"volume record")?),
             small: EnvelopeKey::new(key(b"small")?),
+            root,
             fingerprint: groups.join("-"),
         })
     }
@@ -173,6 +178,7 @@ mod tests {
             "815fb07abb2bb96e0d4b6d09b30e8aa91e35f17b09bff5131a77e855a9db1a98"
         );
         assert_eq!(hex(&keys.names.seal(&[3; 16], b"name").unwrap()), "319eeca5be2b73fb5bd0df1849a881656fdb379d");
+        assert_eq!(hex(&keys.root), "018ebe5ce8becfe4bf760242bea79c01");
         assert_eq!(keys.fingerprint(), "dd43-dbfd-b521-de73-50af");
         assert_eq!(
             hex(&commitment(&secret, &[4; 16]).unwrap()),

@@ -29,9 +29,21 @@ impl<D: Disk> PageFile<D> {
     /// # Errors
     /// [`FileError::Io`]: nothing may be taken as durable.
     pub fn sync(&self) -> Result<(), FileError> {
+        self.sync_by(D::sync_data)
+    }
+
+    /// As [`PageFile::sync`], with the times, mode and owner of the ciphertext file: one `fsync`.
+    ///
+    /// # Errors
+    /// [`FileError::Io`]: nothing may be taken as durable.
+    pub fn sync_all(&self) -> Result<(), FileError> {
+        self.sync_by(D::sync_all)
+    }
+
+    fn sync_by(&self, sync: impl Fn(&D) -> io::Result<()>) -> Result<(), FileError> {
         let _one_at_a_time = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = self.begin_sync()?;
-        self.disk.sync_data()?;
+        sync(&self.disk)?;
         self.end_sync(begun);
         Ok(())
     }

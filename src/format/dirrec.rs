@@ -1,4 +1,5 @@
-//! Directory records: the target of the symlink `.hyokfs.dir` in every directory.
+//! Directory records: the target of the symlink `.hyokfs.dir` in every directory but the root, whose id is derived from the
+//! volume secret.
 //!
 //! Text: `hyokfs1.` and base64url of: directory id 16 | number of parents 1 | their ids, 16 each | HMAC-SHA256 32. The
 //! tag covers the volume id before the rest. A symlink because it is journalled with its directory: as a small file it
@@ -28,7 +29,7 @@ pub struct BadDirRecord;
 pub struct DirRecord {
     /// Its id, for ever.
     pub dir: DirId,
-    /// The directories that it may stand in; none for the root.
+    /// The directories that it may stand in.
     pub parents: Vec<DirId>,
 }
 

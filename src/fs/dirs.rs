@@ -17,22 +17,8 @@ use crate::crypto::kdf::VolumeKeys;
 use crate::format::dirrec::{DIR_RECORD, DirRecord};
 use crate::format::header::Parents;
 use crate::format::name::{self, Entry, NameError, StoreName, TEMPORARY_PREFIX};
-use crate::format::volume::Volume;
 use crate::format::{DirId, FileId};
-use crate::store::{Store, open_beneath};
-
-/// Gives the root directory of a new store its record. For `init`.
-///
-/// # Errors
-/// `EEXIST` in [`FsError::Io`] if it has one.
-pub fn make_root(store: &Store, volume: &Volume) -> Result<DirId, FsError> {
-    let dir = DirId::random().map_err(|_| FsError::Crypto)?;
-    let record = DirRecord { dir, parents: Vec::new() };
-    let target = record.encode(volume.record.volume, &volume.keys.header);
-    rustix::fs::symlinkat(target, store.root(), DIR_RECORD)?;
-    rustix::fs::fsync(store.root())?;
-    Ok(dir)
-}
+use crate::store::open_beneath;
 
 pub(super) fn temporary() -> Result<String, FsError> {
     Ok(format!("{TEMPORARY_PREFIX}{}", FileId::random().map_err(|_| FsError::Crypto)?))
@@ -74,10 +60,12 @@ impl Fs {
         if let Some(id) = dir.dir.get() {
             return Ok(*id);
         }
+        if Arc::ptr_eq(dir, &self.root) {
+            return Ok(*dir.dir.get_or_init(|| DirId(keys.root)));
+        }
         let record = self.read_record(keys, self.dir_fd(dir)?, dir.ino)?;
         let parents = self.parents_of(keys, dir)?;
-        let is_root = Arc::ptr_eq(dir, &self.root);
-        if record.parents.is_empty() != is_root || parents.iter().any(|parent| !record.parents.contains(parent)) {
+        if record.parents.is_empty() || parents.iter().any(|parent| !record.parents.contains(parent)) {
             return Err(FsError::damaged(format!("directory {} was moved behind hyokfs's back", record.dir)));
         }
         Ok(*dir.dir.get_or_init(|| record.dir))

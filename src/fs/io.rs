@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use rustix::io::Errno;
 
 use super::error::FsError;
-use super::inode::lock;
 use super::live::Live;
 use super::types::{Caller, Fh, Ino, Kind};
 use super::{Fs, Handle};
@@ -105,15 +104,11 @@ impl Fs {
     pub fn fsync(&self, _ino: Ino, fh: Fh, datasync: bool) -> Result<(), FsError> {
         self.enter_write_back()?;
         let (_handle, live) = self.open_file(fh)?;
-        live.file.put_tail()?;
-        let times = lock(&live.times).stale;
-        live.put_times()?;
-        live.file.sync()?;
-        if !datasync && times {
-            // fdatasync leaves times out; the data is down already, so this adds only the inode.
-            rustix::fs::fsync(live.file.disk())?;
+        if datasync {
+            return Ok(live.file.sync()?);
         }
-        Ok(())
+        live.put_far_times()?;
+        Ok(live.file.sync_all()?)
     }
 
     /// Reserves space, punches holes, zeroes; `mode` is `fallocate(2)`'s.

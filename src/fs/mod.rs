@@ -42,7 +42,6 @@ use std::sync::{Arc, Mutex, RwLock};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
-pub use dirs::make_root;
 pub use error::FsError;
 pub use types::{Attr, Caller, DirEntry, Fh, Ino, KeyNeed, Kind, ROOT, SetAttr, Settled, Statfs, TimeOrNow};
 
@@ -131,7 +130,7 @@ impl Fs {
     /// the process's umask: the kernel has applied the callers'.
     ///
     /// # Errors
-    /// [`FsError::Damaged`] if the root's record is missing or not this volume's.
+    /// [`FsError::Io`] if the store's root cannot be read.
     pub fn mount(
         store: Arc<Store>,
         volume: Volume,

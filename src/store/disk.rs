@@ -24,6 +24,10 @@ pub trait Disk: Send + Sync {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Returns when everything done so far survives a power cut.
     fn sync_data(&self) -> io::Result<()>;
+    /// As [`Disk::sync_data`], with the file's times, mode and owner.
+    fn sync_all(&self) -> io::Result<()> {
+        self.sync_data()
+    }
     /// Makes the range a hole; the length stays. `ErrorKind::Unsupported` where the store can't.
     fn punch(&self, off: u64, len: u64) -> io::Result<()>;
     /// Reserves room for the range; contents and length stay. `ErrorKind::Unsupported` where the store can't.
@@ -100,6 +104,10 @@ impl Disk for RealDisk {
 
     fn sync_data(&self) -> io::Result<()> {
         retry(|| rustix::fs::fdatasync(&self.0))
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        retry(|| rustix::fs::fsync(&self.0))
     }
 
     fn punch(&self, off: u64, len: u64) -> io::Result<()> {

@@ -14,7 +14,7 @@ use crate::format::VolumeId;
 use crate::format::header::{FORMAT_VERSION, HEADER_LEN};
 use crate::format::name::NameMode;
 use crate::format::volume::{Granularity, LONGEST_LEASE, RecordError, RecordKey, Volume, VolumeRecord};
-use crate::fs::{FsError, make_root};
+use crate::fs::FsError;
 use crate::keyring::KeyError;
 use crate::provider::observed::{Observed, Observer, Reason};
 use crate::provider::uri::BadKeyUri;
@@ -250,7 +250,6 @@ pub async fn create(path: &Path, uri: &KeyUri, settings: &KeySettings, new: NewV
     std::fs::create_dir_all(path).map_err(at)?;
     let store = Store::open(path)?;
     let made = Volume { record, keys };
-    make_root(&store, &made)?;
     store.write_record(made.record.to_toml()?.as_bytes())?;
     Ok(Made { volume, fingerprint: made.keys.fingerprint().to_owned() })
 }

@@ -47,7 +47,7 @@ fn parents(volume: &Volume, dir: &OwnedFd, entry: &[u8]) -> io::Result<Vec<DirId
 }
 
 /// The id that most of what stands in the directory names, and that most names in it authenticate under.
-fn find(volume: &Volume, dir: &OwnedFd, above: Option<DirId>) -> io::Result<DirId> {
+fn find(volume: &Volume, dir: &OwnedFd, above: DirId) -> io::Result<DirId> {
     let mut entries = Vec::new();
     scan(dir, |entry| {
         if matches!(classify(entry), Entry::Short | Entry::Long) && entries.len() < ASKED {
@@ -62,7 +62,7 @@ fn find(volume: &Volume, dir: &OwnedFd, above: Option<DirId>) -> io::Result<DirI
         }
     }
     let mut ids: Vec<(DirId, usize)> = votes.into_iter().collect();
-    ids.retain(|(id, _)| Some(*id) != above);
+    ids.retain(|(id, _)| *id != above);
     ids.sort_by_key(|(id, votes)| (std::cmp::Reverse(*votes), *id));
     let fits = |id: &DirId| {
         let good = entries.iter().filter(|entry| matches!(read_name(volume, dir, id, entry), Named::Good(_)));
@@ -77,12 +77,11 @@ fn find(volume: &Volume, dir: &OwnedFd, above: Option<DirId>) -> io::Result<DirI
     ids.into_iter().map(|(id, _)| id).find(fits).ok_or_else(|| io::Error::other(told))
 }
 
-/// Writes the record of `dir`, which stands in `above` (`None`: it is the root); gives its id. An empty directory gets a
-/// new one.
-pub(super) fn rebuild(volume: &Volume, dir: &OwnedFd, above: Option<DirId>) -> io::Result<DirId> {
+/// Writes the record of `dir`, which stands in `above`; gives its id. An empty directory gets a new one.
+pub(super) fn rebuild(volume: &Volume, dir: &OwnedFd, above: DirId) -> io::Result<DirId> {
     let random = |_| io::Error::other("the system gave no random numbers: try again");
     let id = if is_visibly_empty(dir)? { DirId::random().map_err(random)? } else { find(volume, dir, above)? };
-    let record = DirRecord { dir: id, parents: above.into_iter().collect() };
+    let record = DirRecord { dir: id, parents: vec![above] };
     let target = record.encode(volume.record.volume, &volume.keys.header);
     let temp = format!("{TEMPORARY_PREFIX}{}", FileId::random().map_err(random)?);
     rustix::fs::symlinkat(target, dir, &temp)?;

@@ -52,9 +52,8 @@ pub(super) fn run(
     let stamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
     let mut repair = Repair { store, volume, actions: Vec::new(), moves: Vec::new(), homes: None, stamp, next: 0 };
     repair.records(record, findings);
-    // The root first: without its id nothing has a home.
-    for finding in findings.iter_mut().filter(|finding| finding.cure == Cure::Rebuild) {
-        if finding.path.is_empty() || options.rebuild_directories {
+    if options.rebuild_directories {
+        for finding in findings.iter_mut().filter(|finding| finding.cure == Cure::Rebuild) {
             finding.mended = repair.rebuild(finding);
         }
     }
@@ -89,8 +88,7 @@ pub(super) fn run(
             continue;
         }
         let wanted = match finding.cure {
-            Cure::Aside { .. } => true,
-            Cure::Rebuild => !finding.path.is_empty(),
+            Cure::Aside { .. } | Cure::Rebuild => true,
             Cure::AsideIfAsked => options.set_aside_damaged,
             _ => false,
         };
@@ -198,12 +196,9 @@ impl Repair<'_> {
     fn rebuild(&mut self, finding: &Finding) -> bool {
         let done = (|| {
             let dir = self.open_dir(&finding.path)?;
-            let above = match finding.path.is_empty() {
-                true => None,
-                false => {
-                    let above = self.open_dir(split(&finding.path).0)?;
-                    Some(read_record(self.volume, above).map_err(io::Error::other)?.dir)
-                }
+            let above = match split(&finding.path).0 {
+                b"" => DirId(self.volume.keys.root),
+                above => read_record(self.volume, self.open_dir(above)?).map_err(io::Error::other)?.dir,
             };
             rebuild(self.volume, &dir, above)
         })();
@@ -363,11 +358,10 @@ impl Repair<'_> {
     fn homes(&mut self) -> &HashMap<DirId, Vec<u8>> {
         if self.homes.is_none() {
             let mut found = HashMap::new();
-            if let Ok(root) = self.open_dir(b"")
-                && let Ok(record) = read_record(self.volume, &root)
-            {
-                found.insert(record.dir, Vec::new());
-                self.find(&root, record.dir, &[], 0, &mut found);
+            if let Ok(root) = self.open_dir(b"") {
+                let id = DirId(self.volume.keys.root);
+                found.insert(id, Vec::new());
+                self.find(&root, id, &[], 0, &mut found);
             }
             self.homes = Some(found);
         }

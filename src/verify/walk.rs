@@ -292,32 +292,8 @@ impl Walk<'_> {
 
     fn root(&self, fd: OwnedFd) -> Arc<Dir> {
         self.counts.directories.fetch_add(1, Ordering::Relaxed);
-        let root = |what: String| Finding {
-            path: Vec::new(),
-            name: None,
-            id: None,
-            kind: Kind::DirectoryRecord,
-            what: format!("the root directory: {what}"),
-            recoverable:
-                "every file's contents, but no name in the root directory until --repair writes its record again".into(),
-            lost: Vec::new(),
-            mended: false,
-            cure: Cure::Rebuild,
-            inode: None,
-        };
-        let id = match read_record(self.volume, &fd) {
-            Ok(record) if record.parents.is_empty() => Some(record.dir),
-            Ok(record) => {
-                self.report(root(format!("its record is that of another directory ({})", record.dir)));
-                None
-            }
-            Err(what) => {
-                self.report(root(what));
-                None
-            }
-        };
         let plain = self.options.show_names.then(String::new);
-        let dir = Arc::new(Dir { fd, id, path: Vec::new(), plain });
+        let dir = Arc::new(Dir { fd, id: Some(DirId(self.volume.keys.root)), path: Vec::new(), plain });
         let place = Place { dir: Arc::clone(&dir), entry: Vec::new(), named: Named::Unknown };
         self.attributes(&place, &dir.fd);
         dir

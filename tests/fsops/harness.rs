@@ -10,7 +10,7 @@ use hyokfs::crypto::{Secret, Suite};
 use hyokfs::format::VolumeId;
 use hyokfs::format::name::NameMode;
 use hyokfs::format::volume::{Granularity, Volume, VolumeRecord};
-use hyokfs::fs::{Attr, Caller, Fh, Fs, FsError, FsOptions, Ino, Kind, ROOT, make_root};
+use hyokfs::fs::{Attr, Caller, Fh, Fs, FsError, FsOptions, Ino, Kind, ROOT};
 use hyokfs::keyring::{Keyring, KeyringOptions};
 use hyokfs::provider::local::{LocalKey, ensure};
 use hyokfs::provider::settings::KeySettings;
@@ -73,7 +73,6 @@ impl World {
         let mut secret = [7; 32];
         secret[..16].copy_from_slice(id.as_bytes());
         let store = Arc::new(Store::open(dir.path()).unwrap());
-        make_root(&store, &volume(id, &secret, names)).unwrap();
         let observer: Arc<dyn Observer> = Arc::new(Unobserved);
         let keyring =
             Keyring::new(provider(keystore.path()), runtime.handle().clone(), id, KeyringOptions::default(), observer);

@@ -140,6 +140,7 @@ class Volume:
         derive = lambda label: hkdf(self.id, secret, b"hyokfs/1 " + label)
         self.name_key, self.name_mac = derive(b"name encryption"), derive(b"name authentication")
         self.header, self.mixing, self.small = derive(b"header"), derive(b"mixing"), derive(b"small")
+        self.root = hkdf(self.id, secret, b"hyokfs/1 root directory", 16)
         lines = ["hyokfs volume record"]
         lines += [f"{field}={record[field]}" for field in ("format", "generation", "volume", "suite", "granularity",
                   "names", "header-len", "max-poll-interval-ms", "max-lease-ms")]
@@ -153,6 +154,8 @@ class Volume:
         self.header_len, self.plain = record["header-len"], record["names"] == "plain"
 
     def directory(self, path, parent):
+        if parent is None:
+            return self.root
         target = os.readlink(os.path.join(path, b".hyokfs.dir"))
         need(target.startswith(b"hyokfs1."), "directory record")
         record = unbase64url(target[8:])
@@ -160,7 +163,7 @@ class Volume:
         need(hmac.compare_digest(mac(self.header, b"hyokfs/1 directory" + self.id + body), tag), "directory record")
         need(len(body) == 17 + 16 * body[16], "directory record")
         parents = [body[at:at + 16] for at in range(17, len(body), 16)]
-        need(parent in parents if parent else not parents, "a directory in a foreign place")
+        need(parent in parents, "a directory in a foreign place")
         return body[:16]
 
     def name(self, folder, directory, entry):
