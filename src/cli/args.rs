@@ -212,6 +212,11 @@ pub struct MountOptionArgs {
     /// again after the restore (see docs/revocation.md) [default: unmount].
     #[arg(long, value_enum, value_name = "WHAT", env = "HYOKFS_ON_REVOKE")]
     pub on_revoke: Option<OnRevokeArg>,
+    /// How long opening or making a file waits for its key while the key service does not answer; then it fails with
+    /// EAGAIN (100ms to 10m) [default: 10s].
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, env = "HYOKFS_KEY_WAIT")]
+    #[serde(deserialize_with = "duration")]
+    pub key_wait: Option<Duration>,
     /// Refuse the volume unless this is its fingerprint (as `init` printed it).
     #[arg(long, value_name = "FINGERPRINT")]
     pub fingerprint: Option<String>,

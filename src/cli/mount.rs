@@ -73,6 +73,7 @@ fn options(config: MountConfig) -> Result<RunOptions, CliError> {
         lease: config.lease(),
         flush_deadline: config.flush_deadline(),
         on_revoke: config.on_revoke(),
+        key_wait: config.key_wait(),
         fingerprint: config.options.fingerprint.clone(),
         key_cache: config.options.key_cache.unwrap_or(16_384),
         max_rps: config.options.kms_max_rps,

@@ -69,7 +69,7 @@ impl Mounter {
             tenant: settings.tenant.clone(),
             cache: options.key_cache,
             pool: options.key_pool,
-            deadline: settings.call_deadline(),
+            deadline: options.key_wait,
             ..KeyringOptions::default()
         };
         Mounter {

@@ -78,6 +78,8 @@ pub struct RunOptions {
     pub flush_deadline: Duration,
     /// What a lock does with the mount.
     pub on_revoke: OnRevoke,
+    /// The longest that opening or making a file waits for its key.
+    pub key_wait: Duration,
     /// The fingerprint that the volume must have.
     pub fingerprint: Option<String>,
     /// Unwrapped keys in memory.
