@@ -21,12 +21,14 @@ mod write;
 pub use error::{Damage, FileError};
 pub use state::Snapshot;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::sync::Arc;
 
 use crate::format::page::{Geometry, PAGE, PREFIX, PageError, PageKeys, SPARSE, is_hole};
 use crate::store::Disk;
 use crate::sys::aligned::with_scratch;
+use crate::sys::sync::{
+    AtomicU64, Mutex, Ordering, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
+};
 use state::{Floor, State};
 
 /// Pages that are read or written at once: a request of 1 MiB at any offset fits.
@@ -47,6 +49,7 @@ pub struct PageFile<D: Disk> {
     geometry: Geometry,
     state: RwLock<State>,
     size: AtomicU64,
+    failures: AtomicU64,
     syncing: Mutex<()>,
 }
 
@@ -93,7 +96,8 @@ impl<D: Disk> PageFile<D> {
 
     fn with_state(disk: D, geometry: Geometry, state: State) -> Self {
         let size = AtomicU64::new(state.size);
-        PageFile { disk, geometry, state: RwLock::new(state), size, syncing: Mutex::new(()) }
+        let failures = AtomicU64::new(0);
+        PageFile { disk, geometry, state: RwLock::new(state), size, failures, syncing: Mutex::new(()) }
     }
 
     /// The plaintext size in bytes.

@@ -93,6 +93,8 @@ pub(super) struct State {
     /// sync). Then old bytes could come back after a power cut if the file grew before the page is sealed anew and
     /// synced. `None`: not looked at, and nothing has changed since.
     pub overlong: Option<bool>,
+    /// Whether a sync has failed since the last one that covered everything anew.
+    pub unsure: bool,
     /// The floors.
     pub floors: Floors,
     /// The size that the last sync made durable, less what was truncated since.
@@ -117,6 +119,7 @@ pub struct Snapshot {
     overlong: Option<bool>,
     changes: u64,
     syncs: u64,
+    sure: bool,
 }
 
 impl State {
@@ -130,6 +133,7 @@ impl State {
             clean_tail: false,
             last_len: None,
             overlong: None,
+            unsure: false,
             floors: Floors::read(floor),
             durable: floor.value,
             ragged: None,
@@ -173,17 +177,19 @@ impl State {
         self.changes != 0
     }
 
-    /// A sync begins. `tail` is what the last page should hold at the present size.
-    pub fn begin_sync(&mut self, tail: usize) -> Snapshot {
+    /// A sync begins. `tail` is what the last page should hold at the present size; `sure` says that no sync has failed, or
+    /// that what it left in doubt was written again.
+    pub fn begin_sync(&mut self, tail: usize, sure: bool) -> Snapshot {
         self.syncs += 1;
         self.floors.mark();
         self.cut = u64::MAX;
-        let overlong = if self.was_changed() { self.last_len.map(|len| len > tail) } else { self.overlong };
+        let known = self.was_changed() && sure;
+        let overlong = if known { self.last_len.map(|len| len > tail) } else { self.overlong };
         if overlong == Some(true) {
             // Already while the sync is under way: growth that overtakes it must not rely on the state before.
             self.overlong = overlong;
         }
-        Snapshot { size: self.size, overlong, changes: self.changes, syncs: self.syncs }
+        Snapshot { size: self.size, overlong, changes: self.changes, syncs: self.syncs, sure }
     }
 
     /// The sync is over, with success.
@@ -192,9 +198,12 @@ impl State {
             // Another one began later: only its end is counted from its own beginning.
             return;
         }
-        self.floors.synced();
         self.durable = begun.size.min(self.cut);
         self.synced = Some(begun.changes);
+        if begun.sure {
+            self.unsure = false;
+            self.floors.synced();
+        }
         // Without an answer the present one stays: it was found by the first change after the sync began.
         if begun.overlong.is_some() {
             self.overlong = begun.overlong;

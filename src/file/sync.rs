@@ -1,13 +1,13 @@
 //! Making things durable: the size tail, the sync, the floor.
 
 use std::io;
-use std::sync::{PoisonError, TryLockError};
 
 use super::state::{Floor, Snapshot, State};
 use super::{FileError, PageFile};
 use crate::format::page::{PAGE, is_hole};
 use crate::store::Disk;
 use crate::sys::aligned::with_scratch;
+use crate::sys::sync::{Ordering, PoisonError, TryLockError};
 
 /// Pages that are read through, at most, to find out whether the file has holes before the floor is put.
 const SCAN: u64 = 1024;
@@ -43,9 +43,46 @@ impl<D: Disk> PageFile<D> {
     fn sync_by(&self, sync: impl Fn(&D) -> io::Result<()>) -> Result<(), FileError> {
         let _one_at_a_time = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = self.begin_sync()?;
-        sync(&self.disk)?;
+        if let Err(error) = sync(&self.disk) {
+            self.failed(&mut self.change());
+            return Err(error.into());
+        }
         self.end_sync(begun);
         Ok(())
+    }
+
+    /// How many syncs of this file have failed, the file's own ones among them. The store tells an error once for each
+    /// descriptor, and there is but one: whoever asks for a sync on behalf of several programs must compare, so that each
+    /// of them is told.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Acquire)
+    }
+
+    /// A sync failed. The store may now take for clean what never reached the disk.
+    fn failed(&self, state: &mut State) {
+        state.unsure = true;
+        self.failures.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Before a sync: if one has failed, another would succeed without writing what that one left. What later steps rely
+    /// on is written once more: page 0 with its floor, and a last page that was overlong. Gives whether that was done.
+    fn write_again(&self, state: &mut State) -> Result<bool, FileError> {
+        if !state.unsure {
+            return Ok(true);
+        }
+        if state.keys.is_none() {
+            return Ok(false);
+        }
+        let last = self.geometry.pages(state.size) - 1;
+        let overlong = (last > 0 && state.overlong == Some(true)).then_some(last);
+        for page in [Some(0), overlong].into_iter().flatten() {
+            match self.rewrite_page(state, page) {
+                Ok(()) => {}
+                Err(FileError::Damaged { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
     }
 
     /// The first half of a sync that the caller does for many files at once (`syncfs`): puts the tail and remembers what
@@ -72,7 +109,8 @@ impl<D: Disk> PageFile<D> {
         if state.was_changed() {
             self.last_len(state)?;
         }
-        Ok(state.begin_sync(self.geometry.tail(state.size) as usize))
+        let sure = self.write_again(state)?;
+        Ok(state.begin_sync(self.geometry.tail(state.size) as usize, sure))
     }
 
     /// The second half: everything up to `begun` is durable now. Not to be called if the sync failed.
@@ -126,8 +164,12 @@ impl<D: Disk> PageFile<D> {
     pub(super) fn barrier(&self, state: &mut State) -> Result<(), FileError> {
         self.tell_size(state)?;
         self.last_len(state)?;
-        let begun = state.begin_sync(self.geometry.tail(state.size) as usize);
-        self.disk.sync_data()?;
+        let sure = self.write_again(state)?;
+        let begun = state.begin_sync(self.geometry.tail(state.size) as usize, sure);
+        if let Err(error) = self.disk.sync_data() {
+            self.failed(state);
+            return Err(error.into());
+        }
         state.end_sync(begun);
         Ok(())
     }
@@ -148,7 +190,7 @@ impl<D: Disk> PageFile<D> {
         if target > border && len / PAGE as u64 > target / PAGE as u64 {
             // A cut inside a page would leave the start of its seal under the tail: a torn page, should the file grow
             // again. So that page becomes a hole first.
-            self.erase(border)?;
+            self.erase(state, border)?;
         }
         state.changed();
         state.disk_len = None;
@@ -162,16 +204,17 @@ impl<D: Disk> PageFile<D> {
         let border = index * PAGE as u64;
         let tail = self.disk_len(state)?.saturating_sub(border).min(PAGE as u64) as usize;
         let clean = with_scratch(tail, |buf, _| super::fetch(&self.disk, border, buf).map(|got| is_hole(&buf[..got])))?;
-        if !clean {
+        // After a failed sync the zeros may be in the cache only.
+        if !clean || state.unsure {
             state.changed();
-            self.erase(border)?;
+            self.erase(state, border)?;
         }
         state.clean_tail = true;
         Ok(())
     }
 
     /// Makes the page at `border` a hole, before any later change of the length.
-    fn erase(&self, border: u64) -> Result<(), FileError> {
+    fn erase(&self, state: &mut State, border: u64) -> Result<(), FileError> {
         match self.disk.punch(border, PAGE as u64) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 // A write is not ordered before a change of length as a punch is: it has to be durable. It must not
@@ -183,7 +226,8 @@ impl<D: Disk> PageFile<D> {
                         wrote => at += wrote as u64,
                     }
                 }
-                Ok(self.disk.sync_data()?)
+                self.disk.sync_data().inspect_err(|_| self.failed(state))?;
+                Ok(())
             }
             other => Ok(other?),
         }

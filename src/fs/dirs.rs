@@ -374,7 +374,7 @@ impl Fs {
             match file.upgrade() {
                 // Without a name left, there is nothing that an entry could lead to.
                 Some(inode) if !read(&inode.places).list.is_empty() => match inode.live() {
-                    Some(live) => rustix::fs::fdatasync(live.file.disk())?,
+                    Some(live) => live.file.sync()?,
                     None => rustix::fs::fdatasync(self.open_node(&inode, OFlags::RDONLY)?)?,
                 },
                 Some(_) => {}

@@ -40,7 +40,7 @@ impl Fs {
                 self.kill_privileges(&inode);
             }
         }
-        Ok(self.add_handle(Handle { inode, live: Some(live), write, stream: None }))
+        Ok(self.add_handle(Handle::file(inode, live, write)))
     }
 
     fn open_file(&self, fh: Fh) -> Result<(Arc<Handle>, Arc<Live>), FsError> {
@@ -111,12 +111,19 @@ impl Fs {
     /// Makes the file's contents and size durable; without `datasync` its times and mode, too.
     pub fn fsync(&self, _ino: Ino, fh: Fh, datasync: bool) -> Result<(), FsError> {
         self.enter_write_back()?;
-        let (_handle, live) = self.open_file(fh)?;
-        if datasync {
-            return Ok(live.file.sync()?);
-        }
-        live.put_far_times()?;
-        Ok(live.file.sync_all()?)
+        let (handle, live) = self.open_file(fh)?;
+        let synced = if datasync {
+            live.file.sync()
+        } else {
+            live.put_far_times()?;
+            live.file.sync_all()
+        };
+        // The store told a failed sync to whoever asked for that one: another handle, or hyokfs itself before a truncation
+        // or a move. What this handle wrote may be what was lost.
+        let failures = live.file.failures();
+        let untold = handle.told.swap(failures, Ordering::AcqRel) != failures;
+        synced?;
+        if untold { Err(FsError::os(Errno::IO)) } else { Ok(()) }
     }
 
     /// Reserves space, punches holes, zeroes; `mode` is `fallocate(2)`'s.

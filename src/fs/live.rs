@@ -347,9 +347,14 @@ impl Fs {
         if let Some(live) = inode.live() {
             if let Some(bytes) = rewrite(&live.file.header())? {
                 live.touched();
+                let old = live.file.header();
                 live.file.set_header(&bytes)?;
-                if durable {
-                    rustix::fs::fdatasync(live.file.disk())?;
+                if durable && let Err(error) = live.file.sync() {
+                    // The next attempt must not find the new header, and take it for durable.
+                    if let Err(second) = live.file.set_header(&old) {
+                        tracing::warn!(inode = inode.ino, %second, "the old header could not be put back");
+                    }
+                    return Err(error.into());
                 }
                 live.put_times()?;
             }
@@ -367,10 +372,15 @@ impl Fs {
                 return Ok(());
             }
             let Some(bytes) = rewrite(&page[..self.header_len])? else { return Ok(()) };
+            let old = page[..self.header_len].to_vec();
             page[..self.header_len].copy_from_slice(&bytes);
             backing.write_all_at(page, 0)?;
-            if durable {
-                rustix::fs::fdatasync(&backing)?;
+            if durable && let Err(error) = rustix::fs::fdatasync(&backing) {
+                page[..self.header_len].copy_from_slice(&old);
+                if let Err(second) = backing.write_all_at(page, 0) {
+                    tracing::warn!(inode = inode.ino, %second, "the old header could not be put back");
+                }
+                return Err(error.into());
             }
             set_mtime(&backing, Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ })
         })

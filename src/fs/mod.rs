@@ -91,8 +91,21 @@ enum Phase {
 struct Handle {
     inode: Arc<Inode>,
     live: Option<Arc<Live>>,
+    /// The file's failed syncs that this handle's `fsync` has told, or that were before it.
+    told: AtomicU64,
     write: bool,
     stream: Option<Mutex<Stream>>,
+}
+
+impl Handle {
+    fn file(inode: Arc<Inode>, live: Arc<Live>, write: bool) -> Handle {
+        let told = AtomicU64::new(live.file.failures());
+        Handle { inode, live: Some(live), told, write, stream: None }
+    }
+
+    fn directory(inode: Arc<Inode>, stream: Stream) -> Handle {
+        Handle { inode, live: None, told: AtomicU64::new(0), write: false, stream: Some(Mutex::new(stream)) }
+    }
 }
 
 const HANDLE_SHARDS: u64 = 16;

@@ -170,7 +170,7 @@ impl Fs {
         match made {
             Ok((inode, live, stat)) => {
                 let attr = self.attr(&inode, &stat)?;
-                let fh = self.add_handle(Handle { inode, live: Some(live), write: true, stream: None });
+                let fh = self.add_handle(Handle::file(inode, live, true));
                 Ok((attr, fh))
             }
             Err(error) if error.is(Errno::EXIST) && flags & libc::O_EXCL == 0 => {

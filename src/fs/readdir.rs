@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom};
 
@@ -75,7 +75,7 @@ impl Fs {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let fd = open_beneath(&*self.dir_fd(&dir)?, OsStr::new("."), flags, Mode::empty())?;
         let stream = Stream { fd, waiting: VecDeque::new(), at: 0 };
-        Ok(self.add_handle(Handle { inode: dir, live: None, write: false, stream: Some(Mutex::new(stream)) }))
+        Ok(self.add_handle(Handle::directory(dir, stream)))
     }
 
     /// Closes a directory. Works when the volume is locked, too.

@@ -1,10 +1,12 @@
 //! One ciphertext file, as the page file sees it: the [`Disk`] trait and the real thing on a descriptor.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
+
+use crate::sys::aligned::{ALIGN, AlignedBuf};
 
 /// What the page file asks of the store. Offsets and lengths are bytes of ciphertext. A crash may keep or lose each
 /// aligned 4096-byte unit of what was written since the last [`Disk::sync_data`], whole and in any order, while changes
@@ -60,6 +62,23 @@ impl AsFd for RealDisk {
     }
 }
 
+impl RealDisk {
+    /// Reads at most the rest of one page past the cache, after a read through it failed. The kernel reads and keeps
+    /// several pages as one, and one bad sector makes all of them unreadable. `None` where this page is bad, too.
+    fn read_around(&self, buf: &mut [u8], off: u64) -> Option<usize> {
+        let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let direct = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+        let mut page = AlignedBuf::new(ALIGN);
+        let skip = (off % ALIGN as u64) as usize;
+        let got = retry(|| rustix::io::pread(&direct, &mut page[..], off - skip as u64)).ok()?;
+        let part = page.get(skip..got).unwrap_or_default();
+        let take = part.len().min(buf.len());
+        buf[..take].copy_from_slice(&part[..take]);
+        Some(take)
+    }
+}
+
 /// Repeats `call` while a signal interrupts it.
 fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
     loop {
@@ -82,9 +101,16 @@ impl Disk for RealDisk {
     fn read_at(&self, buf: &mut [u8], off: u64) -> io::Result<usize> {
         let mut done = 0;
         while done < buf.len() {
-            match retry(|| rustix::io::pread(&self.0, &mut buf[done..], off + done as u64))? {
-                0 => break,
-                n => done += n,
+            match retry(|| rustix::io::pread(&self.0, &mut buf[done..], off + done as u64)) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
+                    if done > 0 {
+                        break;
+                    }
+                    return self.read_around(buf, off).ok_or(error);
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(done)

@@ -6,3 +6,4 @@ pub mod arena;
 pub mod harden;
 pub mod receive;
 pub mod stack;
+pub mod sync;

@@ -125,3 +125,52 @@ fn a_failed_creation_leaves_an_unfinished_file() {
     assert!(sim.heal_if_hit());
     assert!(matches!(PageFile::open(sim, HEADER, keys()), Err(FileError::Unfinished)));
 }
+
+/// Crashes as the disk is now, many times over.
+fn crashes(sim: &Sim) -> impl Iterator<Item = Sim> {
+    let (volatile, mut rng) = (sim.volatile(), Rng(7));
+    (0..200).map(move |_| Sim::new(volatile.crash(&mut rng, false), Lies::default()))
+}
+
+/// A truncation lowers the floor durably first. If that sync fails, a later one that succeeds proves nothing.
+#[test]
+fn a_lost_floor_is_written_again_before_a_cut() {
+    let (sim, keys) = (Sim::new(Medium::default(), Lies::default()), keys());
+    let file = PageFile::create(sim.clone(), &header(1), keys.clone()).unwrap();
+    file.write(0, &[7; 20_000]).unwrap();
+    file.sync().unwrap();
+    file.put_floor().unwrap();
+    file.sync().unwrap();
+    sim.fail_at(1, Fault::LostSync);
+    assert!(file.truncate(100).is_err());
+    assert!(sim.heal_if_hit());
+    assert_eq!((file.size(), file.failures()), (20_000, 1));
+    file.sync().unwrap();
+    file.truncate(100).unwrap();
+    for crashed in crashes(&sim) {
+        let bytes = read_all(&PageFile::open(crashed, HEADER, keys.clone()).unwrap()).unwrap();
+        assert!(bytes.len() == 100 || bytes.len() == 20_000, "{} bytes", bytes.len());
+    }
+}
+
+/// Growth over a cut seals the last page anew, durably. If that sync fails, the bytes that were cut must not come back.
+#[test]
+fn a_lost_seal_is_written_again_before_growth() {
+    let cut = FIRST + 100;
+    let (sim, keys) = (Sim::new(Medium::default(), Lies::default()), keys());
+    let file = PageFile::create(sim.clone(), &header(1), keys.clone()).unwrap();
+    file.write(0, &[7; 7000]).unwrap();
+    file.sync().unwrap();
+    file.truncate(cut).unwrap();
+    file.sync().unwrap();
+    sim.fail_at(1, Fault::LostSync);
+    assert!(file.truncate(9000).is_err());
+    assert!(sim.heal_if_hit());
+    file.sync().unwrap();
+    file.truncate(9000).unwrap();
+    for crashed in crashes(&sim) {
+        let bytes = read_all(&PageFile::open(crashed, HEADER, keys.clone()).unwrap()).unwrap();
+        assert!(bytes[..cut as usize].iter().all(|byte| *byte == 7), "acknowledged bytes");
+        assert!(bytes[cut as usize..].iter().all(|byte| *byte == 0), "bytes that were cut are back");
+    }
+}

@@ -79,6 +79,9 @@ pub enum Fault {
     NoSpace,
     /// A write takes a part only, not up to a page's border.
     Short,
+    /// A sync fails with `EIO`, and from then on the store takes for clean what it could not write: it stays in the cache,
+    /// and no later sync writes it.
+    LostSync,
 }
 
 #[derive(Default)]
@@ -94,6 +97,8 @@ struct Inner {
     holes: bool,
     /// Where a sync that takes its time has begun: the state then, and the events so far.
     mark: Option<(Medium, usize)>,
+    /// Units whose newest content is in the cache only, and will not be written by any sync.
+    lost: BTreeSet<u64>,
     fault: Option<(u64, Fault)>,
     hit: bool,
     syncs: u64,
@@ -276,6 +281,18 @@ impl Inner {
         }
     }
 
+    /// What a sync that succeeds leaves on the medium.
+    fn durable(&self) -> Medium {
+        let mut medium = self.cache.clone();
+        for unit in &self.lost {
+            match self.volatile.base.units.get(unit) {
+                Some(old) if medium.units.contains_key(unit) => drop(medium.units.insert(*unit, old.clone())),
+                _ => drop(medium.units.remove(unit)),
+            }
+        }
+        medium
+    }
+
     fn shift(&self) -> u64 {
         if self.lies.straddle { 512 } else { 0 }
     }
@@ -289,6 +306,7 @@ impl Inner {
             let content = Arc::new(content);
             (buf, off) = (&buf[take..], off + take as u64);
             self.cache.units.insert(unit, content.clone());
+            self.lost.remove(&unit);
             self.cache.len = self.cache.len.max(off);
             self.volatile.log.push(Event::Write { unit, content, end: off });
         }
@@ -360,9 +378,19 @@ impl Disk for Sim {
     fn sync_data(&self) -> io::Result<()> {
         let mut inner = self.lock();
         inner.check(&[Fault::Io, Fault::NoSpace])?;
+        if inner.goes_wrong(&[Fault::LostSync]).is_some() {
+            let lost = inner.volatile.log.iter().filter_map(|event| match event {
+                Event::Write { unit, .. } => Some(*unit),
+                _ => None,
+            });
+            let lost: Vec<u64> = lost.collect();
+            inner.lost.extend(lost);
+            inner.volatile.log.retain(|event| !matches!(event, Event::Write { .. }));
+            return Err(io::Error::from_raw_os_error(5));
+        }
         inner.syncs += 1;
         if !inner.lies.no_sync && !inner.deaf {
-            let base = inner.cache.clone();
+            let base = inner.durable();
             let past = std::mem::replace(&mut inner.volatile, Volatile { base, log: Vec::new() });
             inner.past.push(past);
             inner.mark = None;
