@@ -117,6 +117,6 @@ pub fn lock_after_denial(log: &Path) -> Value {
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     lines
         .filter(|line| line["event"] == "lock" && line["fields"]["cause"] == "denied")
-        .last()
+        .next_back()
         .unwrap_or_else(|| panic!("no lock after a denial in {}", log.display()))
 }
