@@ -84,7 +84,8 @@ fn an_outage_of_closed_connections_is_waited_for() {
     rides_out(&fake, &store, What::Close);
 }
 
-fn is_eagain(what: What) {
+/// `says` is what stands in the daemon's log then: of a service that is silent it is the wait, of another the refusal.
+fn is_eagain(what: What, says: &str) {
     let (fake, _, store) = volume();
     let mount = mount(&store, &["--key-wait", "1500ms"]);
     fake.world().fail(None, None, what);
@@ -98,15 +99,16 @@ fn is_eagain(what: What) {
     assert_eq!(fs::read(mount.at("f0")).unwrap(), noise(0, 20_000));
     fs::write(mount.at("new"), b"new").unwrap();
     assert_eq!(fs::read(mount.at("new")).unwrap(), b"new");
+    assert!(mount.log().contains(says), "{}", mount.log());
     mount.umount();
 }
 
 #[test]
 fn a_silence_longer_than_the_wait_is_eagain() {
-    is_eagain(What::Hang(Duration::from_secs(300)));
+    is_eagain(What::Hang(Duration::from_secs(300)), "within 1.5s");
 }
 
 #[test]
 fn closed_connections_longer_than_the_wait_are_eagain() {
-    is_eagain(What::Close);
+    is_eagain(What::Close, "unreachable");
 }

@@ -114,9 +114,8 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
 #[track_caller]
 pub fn lock_after_denial(log: &Path) -> Value {
     let text = fs::read_to_string(log).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     lines
-        .filter(|line| line["event"] == "lock" && line["fields"]["cause"] == "denied")
-        .last()
+        .rfind(|line| line["event"] == "lock" && line["fields"]["cause"] == "denied")
         .unwrap_or_else(|| panic!("no lock after a denial in {}", log.display()))
 }
