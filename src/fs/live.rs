@@ -193,7 +193,7 @@ impl Fs {
             suite: self.suite,
             volume: self.volume,
             file: new.file,
-            slots: vec![new.slot],
+            slots: new.slots,
             commitment: new.commitment,
             parents,
         };
@@ -240,10 +240,14 @@ impl Fs {
             Head::Unfinished if anew => {
                 let dirs = self.parents_of(keys, inode)?;
                 let parents = match dirs.len() {
-                    1..=3 => Parents::Bound(dirs),
+                    1..=3 => Parents::Bound(dirs.clone()),
                     _ => Parents::Unbound,
                 };
-                let new = self.keyring.new_file_key()?;
+                let home = match dirs.first() {
+                    Some(home) => *home,
+                    None => self.dir_id(keys, &self.root)?,
+                };
+                let new = self.keyring.new_file_key(&home)?;
                 rustix::fs::ftruncate(&backing, 0)?;
                 self.begin_file(keys, backing.into(), new, parents)?
             }
@@ -316,6 +320,8 @@ impl Fs {
             return Ok(());
         }
         let Some(live) = write(&inode.live).take() else { return Ok(()) };
+        // Sizes that writes made are the kernel's own; it was never told them.
+        inode.told.store(live.file.size(), Ordering::Release);
         let tail = live.file.put_tail().map_err(FsError::from);
         if !live.file.is_locked() {
             let before = lock(&live.times).stale;

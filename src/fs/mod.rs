@@ -20,6 +20,8 @@
 //! A symlink's sealed target is the store symlink's own text: up to 3,031 bytes of plaintext on ext4, 728 on XFS, whose
 //! symlinks hold 1,023 bytes. Longer targets give `ENAMETOOLONG`.
 
+mod ahead;
+mod anew;
 mod attr;
 mod dirs;
 mod error;
@@ -50,7 +52,7 @@ use crate::crypto::Suite;
 use crate::crypto::kdf::VolumeKeys;
 use crate::format::VolumeId;
 use crate::format::name::NameMode;
-use crate::format::volume::Volume;
+use crate::format::volume::{Granularity, Volume};
 use crate::keyring::Keyring;
 use crate::store::Store;
 use inode::{Inode, Table, lock, read, write};
@@ -125,6 +127,8 @@ pub struct Fs {
     phase: AtomicU8,
     kept: Kept,
     written: AtomicU64,
+    /// Plaintext bytes of the kernel's cache that were refused.
+    refused: AtomicU64,
     settled: AtomicU64,
     /// Inodes whose parents are wider than needed, until their move is durable.
     narrow: Mutex<Vec<Arc<Inode>>>,
@@ -135,7 +139,7 @@ pub struct Fs {
     superuser: bool,
     group: u32,
     warned: AtomicBool,
-    prefetch: readdir::Prefetcher,
+    prefetch: ahead::Prefetcher,
     options: FsOptions,
 }
 
@@ -156,6 +160,7 @@ impl Fs {
         let table = Table::new(&stat);
         let root = table.intern(&stat, 1).ok_or_else(|| FsError::os(Errno::NOTDIR))?;
         *lock(&root.path) = Some(Arc::new(store.root().try_clone_to_owned()?));
+        let one_by_one = volume.record.granularity != Granularity::Volume;
         let fs = Arc::new_cyclic(|weak| Fs {
             store,
             volume: volume.record.volume,
@@ -171,6 +176,7 @@ impl Fs {
             phase: AtomicU8::new(Phase::Open as u8),
             kept: Kept::new(options.max_path_fds),
             written: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             settled: AtomicU64::new(0),
             narrow: Mutex::default(),
             bare_link: AtomicBool::new(true),
@@ -178,7 +184,7 @@ impl Fs {
             superuser: rustix::process::geteuid().is_root(),
             group: rustix::process::getegid().as_raw(),
             warned: AtomicBool::new(false),
-            prefetch: readdir::Prefetcher::start(weak.clone(), options.remote),
+            prefetch: ahead::Prefetcher::start(weak.clone(), options.remote && one_by_one),
             options,
         });
         let keys = fs.enter()?;
@@ -213,7 +219,9 @@ impl Fs {
         if ino == ROOT {
             return Ok(Arc::clone(&self.root));
         }
-        self.table.get(ino).ok_or_else(|| FsError::os(Errno::STALE))
+        let inode = self.table.get(ino).ok_or_else(|| FsError::os(Errno::STALE))?;
+        self.compare(&inode)?;
+        Ok(inode)
     }
 
     /// A directory the kernel knows.
@@ -227,7 +235,9 @@ impl Fs {
     }
 
     fn handle(&self, fh: Fh) -> Result<Arc<Handle>, FsError> {
-        read(self.handles(fh)).get(&fh).cloned().ok_or_else(|| FsError::os(Errno::BADF))
+        let handle = read(self.handles(fh)).get(&fh).cloned().ok_or_else(|| FsError::os(Errno::BADF))?;
+        self.compare(&handle.inode)?;
+        Ok(handle)
     }
 
     fn add_handle(&self, handle: Handle) -> Fh {
@@ -257,23 +267,34 @@ impl Fs {
         self.written.load(Ordering::Relaxed)
     }
 
+    /// Plaintext bytes of the kernel's cache that were refused since the mount: what a lock has given up.
+    pub fn bytes_refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing is answered any more.
+    pub fn is_closed(&self) -> bool {
+        self.phase() == Phase::Closed
+    }
+
     /// The store below.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
 
-    /// Whether an operation would call the key service. Costs no call itself, so it may err towards `true`.
+    /// Whether an operation would wait for the key service. Waits for nothing itself, so it may err towards `true`.
     pub fn may_wait(&self, need: KeyNeed) -> bool {
         if !self.options.remote || self.phase() != Phase::Open {
             return false;
         }
         match need {
-            KeyNeed::Create => !self.keyring.has_ready(),
-            KeyNeed::Open(ino) => self.inode(ino).is_ok_and(|inode| {
-                inode.kind == Kind::File
-                    && inode.live().is_none_or(|live| live.file.is_locked())
-                    && inode.file.get().is_none_or(|file| self.keyring.cached(file).is_none())
-            }),
+            KeyNeed::Create(dir) => {
+                let id = self.dir(dir).ok().and_then(|dir| dir.dir.get().copied());
+                id.is_none_or(|id| !self.keyring.has_ready(&id))
+            }
+            KeyNeed::Open(ino) => {
+                self.inode(ino).is_ok_and(|inode| inode.kind == Kind::File && self.open_may_wait(&inode))
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use super::caches::{self, Known};
 use super::events::Happened;
 use super::lock::Mounted;
 use super::observe::Watch;
@@ -16,10 +17,13 @@ use crate::format::VolumeId;
 use crate::format::volume::{Granularity, VolumeRecord};
 use crate::fs::{Fs, FsOptions};
 use crate::fuse::{Device, MountOptions, Session};
-use crate::keyring::{Keyring, KeyringOptions};
+use crate::keyring::{Keyring, KeyringOptions, Limits};
 use crate::provider::{KeySettings, KeyUri};
 use crate::store::Store;
 use crate::sys::stack;
+
+/// How long emptying the caches may take before a held volume is opened again.
+const PURGE: Duration = Duration::from_secs(2);
 
 /// What is known of a volume once it was unlocked.
 pub struct Identity {
@@ -44,6 +48,7 @@ pub struct Mounter {
     fingerprint: Option<String>,
     state_dir: PathBuf,
     keyring: KeyringOptions,
+    max_rps: Option<u32>,
     runtime: tokio::runtime::Handle,
     watch: Arc<Watch>,
     events: Sender<Happened>,
@@ -63,9 +68,8 @@ impl Mounter {
         let keyring = KeyringOptions {
             tenant: settings.tenant.clone(),
             cache: options.key_cache,
-            max_rps: options.max_rps,
             pool: options.key_pool,
-            deadline: settings.call_deadline(),
+            deadline: options.key_wait,
             ..KeyringOptions::default()
         };
         Mounter {
@@ -76,6 +80,7 @@ impl Mounter {
             fingerprint: options.fingerprint.clone(),
             state_dir: options.state_dir.clone(),
             keyring,
+            max_rps: options.max_rps,
             runtime,
             watch,
             events,
@@ -118,6 +123,11 @@ impl Mounter {
     }
 
     fn mount_anew(&self) -> Result<Box<Mounted>, VolumeError> {
+        Ok(Box::new(self.attach(self.unlock(self.record_again()?)?)?))
+    }
+
+    /// The record as it stands now; it must still be this volume's.
+    fn record_again(&self) -> Result<VolumeRecord, VolumeError> {
         let record = volume::read_record(&self.store)?;
         if record.volume != self.watch.volume {
             return Err(VolumeError::Option(format!(
@@ -126,7 +136,39 @@ impl Mounter {
                 record.volume
             )));
         }
-        Ok(Box::new(self.attach(self.unlock(record)?)?))
+        Ok(record)
+    }
+
+    /// Opens a volume again that was locked in place, under the same mount and the same open files.
+    ///
+    /// # Errors
+    /// Then no key is in memory, and the volume stays held.
+    pub fn reopen(&self, held: &Mounted) -> Result<(), VolumeError> {
+        let done = self.reopen_held(held);
+        if done.is_err() {
+            held.keyring.lock();
+        }
+        stack::scrub();
+        done
+    }
+
+    fn reopen_held(&self, held: &Mounted) -> Result<(), VolumeError> {
+        let Unlocked { volume, provider, slot, group, .. } = self.unlock(self.record_again()?)?;
+        if slot != held.slot {
+            return Err(VolumeError::Option(
+                "the volume is now under another key than the one it was mounted with; unmount it and mount it again"
+                    .into(),
+            ));
+        }
+        held.keyring.unlock(provider);
+        if let (Some(group), Granularity::Volume) = (group, volume.record.granularity) {
+            held.keyring.set_group(volume.record.volume.0, group)?;
+        }
+        // Nothing should be there: it was purged, and nothing was answered since. Whatever is, must not be believed.
+        if !caches::empty(held.session.purge(), &Known::of(&held.fs), PURGE) {
+            tracing::warn!("a request still hangs in the store; its file is answered when it ends");
+        }
+        Ok(held.fs.reopen(volume)?)
     }
 
     fn unlock(&self, record: VolumeRecord) -> Result<Unlocked, VolumeError> {
@@ -145,8 +187,16 @@ impl Mounter {
     fn attach(&self, unlocked: Unlocked) -> Result<Mounted, VolumeError> {
         let Unlocked { volume, provider, slot, group, .. } = unlocked;
         let id = volume.record.volume;
-        let group_id = (volume.record.granularity == Granularity::Volume).then_some(id.0);
-        let options = KeyringOptions { slot, new_in_group: group_id, ..self.keyring.clone() };
+        let granularity = volume.record.granularity;
+        let group_id = (granularity == Granularity::Volume).then_some(id.0);
+        let wrapped = volume.record.key.first().map_or(0, |key| key.secret.len());
+        let options = KeyringOptions {
+            slot,
+            limits: Limits::of(provider.uri(), wrapped, self.max_rps),
+            new_in_group: group_id,
+            per_directory: granularity == Granularity::Directory,
+            ..self.keyring.clone()
+        };
         let fs_options = FsOptions { remote: provider.is_remote(), ..FsOptions::default() };
         let keyring = Keyring::new(provider, self.runtime.clone(), id, options, self.watch.clone());
         if let (Some(group), Some(group_id)) = (group, group_id) {
@@ -164,6 +214,6 @@ impl Mounter {
             let _ = crate::fuse::mount::detach(&self.mountpoint, root);
         })
         .map_err(VolumeError::Session)?;
-        Ok(Mounted { fs, keyring, session, number })
+        Ok(Mounted { fs, keyring, session, number, slot })
     }
 }

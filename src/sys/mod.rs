@@ -4,5 +4,6 @@ pub mod aligned;
 pub mod alloc;
 pub mod arena;
 pub mod harden;
+pub mod receive;
 pub mod stack;
 pub mod sync;

@@ -2,4 +2,4 @@
 //! of the threads' steps.
 
 pub use std::sync::atomic::{AtomicU64, Ordering};
-pub use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};

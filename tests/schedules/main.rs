@@ -13,7 +13,7 @@ mod sys {
     pub mod sync {
         pub use shuttle::sync::atomic::{AtomicU64, Ordering};
         pub use shuttle::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
-        pub use std::sync::PoisonError;
+        pub use std::sync::{PoisonError, TryLockError};
     }
 }
 
