@@ -237,48 +237,44 @@ impl Fs {
                 let pages = self.page_keys(keys, &header)?;
                 PageFile::open(RealDisk::new(backing.into()), self.header_len, pages)?
             }
-            Head::Unfinished if anew => {
-                let dirs = self.parents_of(keys, inode)?;
-                let parents = match dirs.len() {
-                    1..=3 => Parents::Bound(dirs.clone()),
-                    _ => Parents::Unbound,
-                };
-                let home = match dirs.first() {
-                    Some(home) => *home,
-                    None => self.dir_id(keys, &self.root)?,
-                };
-                let new = self.keyring.new_file_key(&home)?;
-                rustix::fs::ftruncate(&backing, 0)?;
-                self.begin_file(keys, backing.into(), new, parents)?
-            }
-            Head::Unfinished => return self.make_again(keys, inode, backing, &stat),
+            Head::Unfinished => self.make_again(keys, inode, backing, &stat, anew)?,
         };
         Ok(self.adopt(inode, file, &stat))
     }
 
-    /// A file that was being made when the power failed: its name is there, its header is not. It is made again, of zeros,
-    /// as other filesystems show such a file; unless it had been synced, so that somebody took its first page away.
+    /// A file that was being made when the power failed: its name is there, its header is not. It is made again: empty with
+    /// `anew`, else of zeros, as other filesystems show such a file; unless it had been synced, so that somebody took its
+    /// first page away.
     fn make_again(
         &self,
         keys: &VolumeKeys,
         inode: &Arc<Inode>,
         backing: File,
         stat: &Stat,
-    ) -> Result<Arc<Live>, FsError> {
+        anew: bool,
+    ) -> Result<PageFile<RealDisk>, FsError> {
         let dirs = self.parents_of(keys, inode)?;
-        if !young::is_marked(&backing, stat.st_ino, &keys.header, self.volume, &dirs) {
+        if !anew && !young::is_marked(&backing, stat.st_ino, &keys.header, self.volume, &dirs) {
             return Err(FsError::Unfinished);
         }
-        let size = crate::file::plain_size(stat.st_size as u64, self.header_len).unwrap_or(0);
-        let parents = if dirs.len() <= 3 { Parents::Bound(dirs) } else { Parents::Unbound };
-        let new = self.keyring.new_file_key()?;
-        // On a store that is read-only nothing can be made.
-        rustix::fs::ftruncate(&backing, 0).map_err(|_| FsError::Unfinished)?;
+        let home = match dirs.first() {
+            Some(home) => *home,
+            None => self.dir_id(keys, &self.root)?,
+        };
+        let parents = match dirs.len() {
+            1..=3 => Parents::Bound(dirs),
+            _ => Parents::Unbound,
+        };
+        let new = self.keyring.new_file_key(&home)?;
+        rustix::fs::ftruncate(&backing, 0)?;
         let file = self.begin_file(keys, backing.into(), new, parents)?;
-        file.truncate(size)?;
-        file.put_tail()?;
-        tracing::warn!(inode = inode.ino, size, "the file was being made when the power failed: it holds zeros");
-        Ok(self.adopt(inode, file, stat))
+        if !anew {
+            let size = crate::file::plain_size(stat.st_size as u64, self.header_len).unwrap_or(0);
+            file.truncate(size)?;
+            file.put_tail()?;
+            tracing::warn!(inode = inode.ino, size, "the file was being made when the power failed: it holds zeros");
+        }
+        Ok(file)
     }
 
     /// Gives the keys back to a file that stayed open over a lock.

@@ -72,6 +72,8 @@ def scribe(root, ledger_path, seed, ops, log=None, store=None, adopt=None, targe
     for name, value in (("--log", log), ("--store", store), ("--adopt", adopt)):
         if value:
             words += [name, value]
+    if target and not target.long_names:
+        words.append("--short-names")
     if target and target.relock(root):
         words += ["--relock", json.dumps(target.relock(root))]
     inherited = target and target.environment() or os.environ

@@ -1,7 +1,7 @@
 """The workload: changes files below a directory and keeps the ledger. A process of its own, so that it can hang or die.
 
 usage: scribe.py --root DIR --ledger FILE --seed N --ops N [--log BLOCKLOG] [--store DIR] [--adopt FILE]
-       [--relock JSON]
+       [--relock JSON] [--short-names]
 """
 
 import argparse
@@ -26,7 +26,8 @@ UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class Scribe:
-    def __init__(self, root, writer, seed, store, relock=None):
+    def __init__(self, root, writer, seed, store, relock=None, short=False):
+        self.short = short
         self.relock_commands, self.relocks, self.databases = relock, 0, {}
         self.root, self.ledger, self.dice, self.store = root, writer, random.Random(seed), store
         self.seed = seed * 1_000_003
@@ -52,7 +53,8 @@ class Scribe:
 
     def fresh_name(self, prefix, number):
         # Now and then a name too long to be stored as it is.
-        return f"{prefix}{self.generation}{number:05d}" + ("-" + "long" * 50 if self.dice.random() < 0.15 else "")
+        long = self.dice.random() < 0.15 and not self.short
+        return f"{prefix}{self.generation}{number:05d}" + ("-" + "long" * 50 if long else "")
 
     def length(self):
         return self.dice.choice([self.dice.randint(1, 200), self.dice.randint(1, 9_000), self.dice.randint(1, 9_000),
@@ -420,6 +422,7 @@ def main():
     parser = argparse.ArgumentParser()
     for name in ("root", "ledger", "log", "store", "adopt", "relock"):
         parser.add_argument(f"--{name}")
+    parser.add_argument("--short-names", action="store_true")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--ops", type=int, required=True)
     arguments = parser.parse_args()
@@ -427,7 +430,7 @@ def main():
     position = (lambda: os.stat(arguments.log).st_size) if arguments.log else (lambda: next(count))
     writer = ledger.Writer(arguments.ledger, position)
     relock = json.loads(arguments.relock) if arguments.relock else None
-    scribe = Scribe(arguments.root, writer, arguments.seed, arguments.store, relock)
+    scribe = Scribe(arguments.root, writer, arguments.seed, arguments.store, relock, arguments.short_names)
     if arguments.adopt:
         with open(arguments.adopt, encoding="utf-8") as survey:
             scribe.adopt(json.load(survey))

@@ -28,6 +28,7 @@ class Target:
 
     name = "?"
     stillborn = False  # whether an unacknowledged creation may be left behind as a file that refuses to be opened
+    long_names = True  # whether names may have 255 bytes
     close_acknowledges = False  # whether data is safe from a kill of the daemon once close() has returned
 
     def __init__(self):
@@ -189,6 +190,14 @@ class Gocryptfs(Target):
 
 class Securefs(Target):
     name = "securefs"
+    long_names = False
+
+    def __init__(self, home):
+        super().__init__()
+        self.home = home
+
+    def environment(self):
+        return {**os.environ, "HOME": self.home}
 
     def available(self):
         return None if shutil.which("securefs") else "securefs is not installed"
