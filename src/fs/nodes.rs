@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, StatxFlags, Uid};
 use rustix::io::Errno;
 
 use super::error::FsError;
@@ -108,8 +108,10 @@ impl Fs {
     }
 
     fn mark(&self, keys: &VolumeKeys, file: &crate::file::PageFile<crate::store::RealDisk>, dir: DirId) {
-        if let Ok(stat) = rustix::fs::fstat(file.disk()) {
-            young::mark(file.disk(), stat.st_ino, &keys.header, self.volume, dir);
+        // No `fstat`: who asks for the times makes the next change of the inode take a time of its own, and the kernel then
+        // sends the time of the first write in a request of its own.
+        if let Ok(stat) = rustix::fs::statx(file.disk(), "", AtFlags::EMPTY_PATH, StatxFlags::INO) {
+            young::mark(file.disk(), stat.stx_ino, &keys.header, self.volume, dir);
         }
     }
 
