@@ -1,19 +1,24 @@
 """The judge itself is judged: each doctored state must be seen, and no allowed state may be blamed."""
 
+import contextlib
 import errno
 import json
 import os
+import sqlite3
 import struct
 import tempfile
 import unittest
 
 import blklog
 import cutter
+import database
 import judge
 import ledger
 
 
-class Books(unittest.TestCase):
+class Desk(unittest.TestCase):
+    """A ledger, and a tree to be judged."""
+
     def setUp(self):
         self.temporary = tempfile.TemporaryDirectory()
         self.folder = self.temporary.name
@@ -47,6 +52,8 @@ class Books(unittest.TestCase):
             self.writer.ack([n, m], 0)
         return ledger.noise(1, size)
 
+
+class Books(Desk):
     def test_acknowledged_data_is_demanded(self):
         data = self.a_file()
         self.file("f", data)
@@ -211,6 +218,51 @@ class Books(unittest.TestCase):
         for limit, acknowledged in ((None, False), (5.0, False), (5.1, True)):
             book = ledger.Ledger(self.path, limit)
             self.assertEqual(book.order[0].ack != ledger.ENDLESS, acknowledged, limit)
+
+
+class Databases(Desk):
+    """SQLite's transactions: what was acknowledged is demanded, what was only begun is allowed."""
+
+    def database(self, mode, transactions):
+        base = database.Database(self.root, f"db-{mode}", mode)
+        self.writer.op("database", path=base.path)
+        base.make()
+        for _ in range(transactions):
+            base.commit(self.writer, lambda: 0.0)
+        base.close()
+        return os.path.join(base.folder, "db")
+
+    def change(self, path, statement):
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as link:
+            link.execute(statement)
+
+    def test_acknowledged_transactions_are_demanded(self):
+        for mode in database.MODES:
+            path = self.database(mode, 9)
+            self.assertTrue(self.judge().clean, self.judge())
+            self.writer.op("commit", path=f"db-{mode}", transaction=10)
+            self.assertTrue(self.judge().clean, "begun only")
+            with open(path, "rb") as file:
+                whole = file.read()
+            for statement in ("DELETE FROM t WHERE number = 9", "UPDATE t SET changed = 3 WHERE number = 3",
+                              "UPDATE t SET body = x'00' WHERE number = 5", "DELETE FROM t"):  # fmt: skip
+                self.change(path, statement)
+                self.assertFalse(self.judge().clean, statement)
+                with open(path, "wb") as file:
+                    file.write(whole)
+            with open(path, "wb") as file:
+                file.write(whole[:5000])
+            self.assertTrue(self.judge().lost, "cut off")
+            os.unlink(path)
+            self.assertTrue(self.judge().lost, "gone")
+            with open(path, "wb") as file:
+                file.write(whole)
+
+    def test_nothing_is_demanded_of_one_that_was_only_begun(self):
+        self.writer.op("database", path="db-wal")
+        self.assertTrue(self.judge().clean)
+        self.writer.op("commit", path="db-wal", transaction=1)
+        self.assertTrue(self.judge().clean, self.judge())
 
 
 class Logs(unittest.TestCase):
