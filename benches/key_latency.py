@@ -3,9 +3,11 @@
 KMS (the fake of the tests, with a delay on every call), with one wrapped key per file. Also what a service that does not
 answer at all costs programs whose files are open.
 
-  benches/key_latency.py [--delay-ms 20] [--files 2000] [--rounds 3]
+  benches/key_latency.py [--delay-ms 20] [--files 2000] [--rounds 3] [--granularity file] [--binary FILE]
 
-Builds the release binary and the fake. Needs root and /dev/fuse. Prints medians and ratios within this run.
+Builds the release binary (unless one is given) and the fake. Needs root and /dev/fuse. Prints medians and ratios within
+this run, and what daemon and fake used of the processors: the fake is on the same machine, so its share is part of what
+is measured.
 """
 import argparse, json, os, pathlib, shutil, statistics, subprocess, sys, tarfile, tempfile, time, urllib.request
 
@@ -18,28 +20,44 @@ def control(url, method, path, body=None):
     urllib.request.urlopen(urllib.request.Request(f"{url}/_fake/{path}", data=data, method=method), timeout=10).read()
 
 
+def cpu(pid):
+    """Processor seconds of a process."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Volume:
-    def __init__(self, work, name, key, extra, env):
-        self.dir = work / name
+    def __init__(self, work, name, key, extra, env, binary, init=()):
+        self.dir, self.binary = work / name, binary
         self.store, self.mnt = self.dir / "store", self.dir / "mnt"
         self.mnt.mkdir(parents=True)
         self.env, self.extra = env | {"XDG_STATE_HOME": str(self.dir / "state")}, extra
-        self.hyokfs("init", "--key", key, *extra, str(self.store))
+        self.hyokfs("init", "--key", key, *init, *extra, str(self.store))
 
     def hyokfs(self, *words):
-        subprocess.run([str(TARGET / "release" / "hyokfs"), *words], env=self.env, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([str(self.binary), *words], env=self.env, check=True, stdout=subprocess.DEVNULL)
 
     def mount(self):
         self.hyokfs("mount", "--background", *self.extra, str(self.store), str(self.mnt))
+
+    def pid(self):
+        status = subprocess.run([str(self.binary), "status", "--json", str(self.mnt)], env=self.env, check=True,
+                                stdout=subprocess.PIPE).stdout
+        return json.loads(status)["pid"]
 
     def unmount(self):
         self.hyokfs("unmount", str(self.mnt))
 
     def cold(self):
         self.unmount()
-        os.sync()
+        settle(self.store)
         pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
         self.mount()
+
+
+def settle(path):
+    """Writes back the filesystem of `path` alone: other mounts of the machine may be slow or stuck."""
+    subprocess.run(["sync", "-f", path], check=True)
 
 
 def timed(work):
@@ -73,8 +91,12 @@ def main():
     parser.add_argument("--delay-ms", type=int, default=20)
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--granularity", default="file", choices=("file", "directory", "volume"))
+    parser.add_argument("--binary", type=pathlib.Path)
     options = parser.parse_args()
-    subprocess.run(["cargo", "build", "--release", "--quiet", "--bin", "hyokfs"], cwd=ROOT, check=True)
+    binary = options.binary or TARGET / "release" / "hyokfs"
+    if not options.binary:
+        subprocess.run(["cargo", "build", "--release", "--quiet", "--bin", "hyokfs"], cwd=ROOT, check=True)
     subprocess.run(["cargo", "build", "--quiet", "--example", "fake-keys"], cwd=ROOT, check=True)
     work = pathlib.Path(tempfile.mkdtemp(prefix="hyokfs-latency-"))
     fake = subprocess.Popen([TARGET / "debug/examples/fake-keys", "aws"], stdout=subprocess.PIPE, text=True)
@@ -84,14 +106,25 @@ def main():
         env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "HYOKFS_"))}
         env |= {"AWS_ACCESS_KEY_ID": "222222222222", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true",
                 "HOME": str(work)}
-        local = Volume(work, "local", f"local:{work}/keys", [], env)
-        remote = Volume(work, "remote", key, ["--endpoint", url], env)
+        local = Volume(work, "local", f"local:{work}/keys", [], env, binary, ["--granularity", options.granularity])
+        remote = Volume(work, "remote", key, ["--endpoint", url], env, binary, ["--granularity", options.granularity])
         control(url, "POST", "fault", {"delay_ms": options.delay_ms})
         source, tree = work / "source", work / "tree.tar"
         make_tree(source, options.files)
         with tarfile.open(tree, "w") as tar:
             tar.add(source, "tree")
         figures = {(what, v.dir.name): [] for what in ("untar", "cold grep") for v in (local, remote)}
+        used = {(what, who): [] for what in ("untar", "cold grep") for who in ("local", "remote", "fake")}
+
+        def measure(what, volume, words):
+            pid = volume.pid()
+            before = cpu(pid), cpu(fake.pid)
+            took = timed(lambda: subprocess.run(words, stdout=subprocess.DEVNULL, check=what == "untar"))
+            figures[what, volume.dir.name].append(took)
+            used[what, volume.dir.name].append(cpu(pid) - before[0])
+            if volume is remote:
+                used[what, "fake"].append(cpu(fake.pid) - before[1])
+
         for volume in (local, remote):
             volume.mount()
             volumes.append(volume)
@@ -99,16 +132,17 @@ def main():
             for volume in (local, remote):
                 into = volume.mnt / f"round-{number}"
                 into.mkdir()
-                os.sync()
-                figures["untar", volume.dir.name].append(
-                    timed(lambda: subprocess.run(["tar", "-xf", tree, "-C", into], check=True)))
+                settle(volume.store)
+                measure("untar", volume, ["tar", "-xf", tree, "-C", into])
             for volume in (local, remote):
                 volume.cold()
-                figures["cold grep", volume.dir.name].append(timed(lambda: subprocess.run(
-                    ["grep", "-rc", "no such words", volume.mnt / f"round-{number}"], stdout=subprocess.DEVNULL)))
+                measure("cold grep", volume, ["grep", "-rc", "no such words", volume.mnt / f"round-{number}"])
         for what in ("untar", "cold grep"):
             a, b = (statistics.median(figures[what, name]) for name in ("local", "remote"))
-            print(f"{what:10} {options.files} files: local {a:.2f} s, {options.delay_ms} ms a call {b:.2f} s: {b / a:.2f}x")
+            print(f"{what:10} {options.files} files: local {a:.2f} s, {options.delay_ms} ms a call {b:.2f} s: {b / a:.2f}x "
+                  f"(all rounds: {' '.join(f'{y / x:.2f}' for x, y in zip(figures[what, 'local'], figures[what, 'remote']))})")
+            print("           processor seconds: daemon " + " ".join(
+                f"{name} {statistics.median(used[what, name]):.2f}" for name in ("local", "remote", "fake")))
         control(url, "DELETE", "fault")
         before = statistics.median(open_file_rate(remote.mnt, 2) for _ in range(3))
         control(url, "POST", "fault", {"hang_ms": 600_000})

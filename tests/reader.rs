@@ -111,22 +111,35 @@ impl World {
 
     fn file(&self, path: &Path, parents: Parents, fill: impl FnOnce(&PageFile<RealDisk>)) {
         let (volume, file) = (self.record.volume, FileId::random().unwrap());
-        let (key, slot) = match &self.group {
+        let (key, slots) = match &self.group {
+            _ if self.record.granularity == Granularity::Directory => {
+                // A group key of this file alone: whichever directory it was made in, the header has all it takes.
+                let group = FileId::random().unwrap();
+                let context = Context { volume, file: Some(group), tenant: self.record.tenant.as_deref() };
+                let (group_key, wrapped) = self.runtime.block_on(self.provider.generate(&context)).unwrap();
+                let key = Secret::random().unwrap();
+                let place = [*volume.as_bytes(), *file.as_bytes()].concat();
+                let sealed = EnvelopeKey::new(group_key).seal(&place, key.expose()).unwrap();
+                let whole = KeySlot { via: Via::GroupKey { slot: 4, group: group.0 }, wrapped: wrapped.blob };
+                // Slots of a customer key that this reader does not have come first.
+                let foreign = KeySlot { via: Via::GroupKey { slot: 9, group: group.0 }, wrapped: vec![1; 200] };
+                (key, vec![foreign, KeySlot { via: Via::Group(group.0), wrapped: sealed }, whole])
+            }
             Some(group) => {
                 let key = Secret::random().unwrap();
                 let place = [*volume.as_bytes(), *file.as_bytes()].concat();
                 let wrapped = group.seal(&place, key.expose()).unwrap();
-                (key, KeySlot { via: Via::Group(*volume.as_bytes()), wrapped })
+                (key, vec![KeySlot { via: Via::Group(*volume.as_bytes()), wrapped }])
             }
             None => {
                 let context = Context { volume, file: Some(file), tenant: self.record.tenant.as_deref() };
                 let (key, wrapped) = self.runtime.block_on(self.provider.generate(&context)).unwrap();
-                (key, KeySlot { via: Via::Provider(4), wrapped: wrapped.blob })
+                (key, vec![KeySlot { via: Via::Provider(4), wrapped: wrapped.blob }])
             }
         };
         let suite = self.record.suite;
         let commitment = commitment(&key, file.as_bytes()).unwrap();
-        let header = FileHeader { suite, volume, file, slots: vec![slot], commitment, parents }
+        let header = FileHeader { suite, volume, file, slots, commitment, parents }
             .encode(usize::from(self.record.header_len), &self.keys.header)
             .unwrap();
         let page_keys = PageKeys::new(suite, &key, &self.keys.mixing, &volume, &file).unwrap();
@@ -219,7 +232,7 @@ fn one_key_a_file_and_encrypted_names() {
 /// What the whole filesystem writes, from `init` to the last attribute.
 #[test]
 fn what_the_filesystem_writes() {
-    for granularity in [Granularity::File, Granularity::Volume] {
+    for granularity in [Granularity::File, Granularity::Directory, Granularity::Volume] {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let (store, keystore) = (folder.path().join("store"), folder.path().join("keys"));
         let settings = KeySettings { tenant: Some("acme".into()), ..KeySettings::default() };
@@ -243,6 +256,7 @@ fn what_the_filesystem_writes() {
             slot: unlocked.slot,
             tenant: settings.tenant.clone(),
             new_in_group: in_group,
+            per_directory: granularity == Granularity::Directory,
             ..KeyringOptions::default()
         };
         let keyring = Keyring::new(unlocked.provider, runtime.handle().clone(), id, options, Arc::new(Unobserved));
@@ -299,6 +313,11 @@ fn what_the_filesystem_writes() {
 #[test]
 fn one_key_a_volume_plain_names_and_a_tenant() {
     World::new(Suite::ChaCha20Poly1305, Granularity::Volume, NameMode::Plain, 2048, Some("acme & söhne")).check();
+}
+
+#[test]
+fn one_key_a_directory() {
+    World::new(Suite::Aes256Gcm, Granularity::Directory, NameMode::Encrypted, 1024, Some("acme")).check();
 }
 
 #[test]

@@ -156,6 +156,8 @@ pub enum CipherArg {
 pub enum GranularityArg {
     /// Each file: one call per file, one line in the customer's log per file.
     File,
+    /// Each directory: one call and one line in the log for all files that were made in it.
+    Directory,
     /// The whole volume: one call per unlock.
     Volume,
 }
@@ -210,16 +212,22 @@ pub struct MountOptionArgs {
     /// again after the restore (see docs/revocation.md) [default: unmount].
     #[arg(long, value_enum, value_name = "WHAT", env = "HYOKFS_ON_REVOKE")]
     pub on_revoke: Option<OnRevokeArg>,
+    /// How long opening or making a file waits for its key while the key service does not answer; then it fails with
+    /// EAGAIN (100ms to 10m) [default: 10s].
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, env = "HYOKFS_KEY_WAIT")]
+    #[serde(deserialize_with = "duration")]
+    pub key_wait: Option<Duration>,
     /// Refuse the volume unless this is its fingerprint (as `init` printed it).
     #[arg(long, value_name = "FINGERPRINT")]
     pub fingerprint: Option<String>,
     /// Unwrapped file keys kept in locked memory [default: 16384].
     #[arg(long, value_name = "N")]
     pub key_cache: Option<usize>,
-    /// Calls per second that this mount may make to the key service [default: 500].
+    /// Calls per second that this mount may make to the key service in the long run [default: by the kind of key, 2000
+    /// for AWS KMS, 12 to 100 for an Azure vault; see docs/keys.md].
     #[arg(long, value_name = "N")]
     pub kms_max_rps: Option<u32>,
-    /// Keys made ahead for new files [default: 64].
+    /// Keys made ahead for new files at most; as many as lately were used [default and most: 1024].
     #[arg(long, value_name = "N")]
     pub key_pool: Option<usize>,
     /// Write the audit log to this file.
@@ -376,7 +384,7 @@ pub struct VerifyArgs {
     /// Refuse the volume unless this is its fingerprint (as `init` printed it).
     #[arg(long, value_name = "FINGERPRINT")]
     pub fingerprint: Option<String>,
-    /// Calls per second that may be made to the key service [default: 500].
+    /// Calls per second that may be made to the key service [default: as for mount].
     #[arg(long, value_name = "N")]
     pub kms_max_rps: Option<u32>,
     /// Print JSON.

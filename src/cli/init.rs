@@ -25,6 +25,7 @@ pub fn run(args: InitArgs) -> Result<(), CliError> {
         },
         granularity: match args.granularity {
             GranularityArg::File => Granularity::File,
+            GranularityArg::Directory => Granularity::Directory,
             GranularityArg::Volume => Granularity::Volume,
         },
         names: match args.names {

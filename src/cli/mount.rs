@@ -14,6 +14,7 @@ use super::args::{LogFormat, MountArgs};
 use super::config::{self, MountConfig};
 use super::{CliError, control, log};
 use crate::audit;
+use crate::keyring::MAX_POOL;
 use crate::supervisor::{self, RunOptions, pin};
 use crate::sys::harden;
 
@@ -72,10 +73,11 @@ fn options(config: MountConfig) -> Result<RunOptions, CliError> {
         lease: config.lease(),
         flush_deadline: config.flush_deadline(),
         on_revoke: config.on_revoke(),
+        key_wait: config.key_wait(),
         fingerprint: config.options.fingerprint.clone(),
         key_cache: config.options.key_cache.unwrap_or(16_384),
-        max_rps: config.options.kms_max_rps.unwrap_or(500),
-        key_pool: config.options.key_pool.unwrap_or(64),
+        max_rps: config.options.kms_max_rps,
+        key_pool: config.options.key_pool.unwrap_or(MAX_POOL),
         state_dir: config.options.state_dir.clone().unwrap_or_else(pin::default_dir),
         audit,
         store: std::fs::canonicalize(&config.store)

@@ -10,15 +10,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::CliError;
 use super::args::VerifyArgs;
 use crate::format::volume::{RecordError, VolumeRecord};
-use crate::keyring::{Keyring, KeyringOptions};
+use crate::keyring::{Keyring, KeyringOptions, Limits};
 use crate::provider::KeySettings;
 use crate::provider::observed::Unobserved;
 use crate::store::{Owner, Store, StoreError, StoreLock};
 use crate::supervisor::volume::{self, Unlocked, VolumeError};
 use crate::supervisor::{pin, volume::settings_for};
 use crate::verify::{self, Kind, Options, Progress, Report, shown};
-
-const CALLS_PER_SECOND: u32 = 500;
 
 /// Bytes read, on a terminal.
 struct Bar(ProgressBar);
@@ -73,10 +71,11 @@ pub fn run(args: VerifyArgs) -> Result<(), CliError> {
     let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, files);
 
     let remote = provider.is_remote();
+    let wrapped = volume.record.key.first().map_or(0, |key| key.secret.len());
     let options = KeyringOptions {
         slot,
         tenant: settings.tenant.clone(),
-        max_rps: args.kms_max_rps.unwrap_or(CALLS_PER_SECOND),
+        limits: Limits::of(provider.uri(), wrapped, args.kms_max_rps),
         pool: 0,
         deadline: settings.call_deadline(),
         ..KeyringOptions::default()

@@ -3,6 +3,8 @@
 //! The 24-byte nonce is random (draft-irtf-cfrg-xchacha-03 §2: 192 bits make that safe for any number of messages).
 //! Layout: nonce 24 | ciphertext, as long as the plaintext | tag 16.
 
+use std::sync::Arc;
+
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
 use zeroize::Zeroizing;
@@ -34,11 +36,16 @@ pub enum EnvelopeError {
 }
 
 /// Seals and opens under one 32-byte key, which stays in the arena; the cipher is set up for each use.
-pub struct EnvelopeKey(Secret);
+pub struct EnvelopeKey(Arc<Secret>);
 
 impl EnvelopeKey {
     /// Takes the key.
     pub fn new(key: Secret) -> Self {
+        EnvelopeKey(Arc::new(key))
+    }
+
+    /// Uses a key that others hold, too.
+    pub fn shared(key: Arc<Secret>) -> Self {
         EnvelopeKey(key)
     }
 

@@ -1,8 +1,12 @@
-//! Key slots: each holds the file's key, wrapped in one way.
+//! Key slots: each holds the file's key, wrapped in one way, or the group key that wraps it.
 //!
 //! ```text
-//! count 1 | count × { via 1 | provider: slot number 1, group: group id 16 | length 2 | wrapped }
+//! count 1 | count × { via 1 | 1 provider: slot number 1
+//!                           | 2 group: group id 16
+//!                           | 3 group key: slot number 1, group id 16 | length 2 | wrapped }
 //! ```
+//! A file under a directory's group key has both a slot "group" and a slot "group key" of the same id, so that it can be
+//! opened wherever it is moved, linked or restored to.
 
 /// The longest wrapped key, in bytes: RSA-4096 (512) with its frame and the key's full name.
 pub const MAX_WRAPPED: usize = 700;
@@ -14,9 +18,16 @@ pub enum Via {
     Provider(u8),
     /// The group key of this id.
     Group([u8; 16]),
+    /// What is wrapped is the group key of this id itself, by the customer key in the volume record's slot of this number.
+    GroupKey {
+        /// The number of the customer key's slot.
+        slot: u8,
+        /// The group's id.
+        group: [u8; 16],
+    },
 }
 
-/// One wrapping of a file's key.
+/// One wrapping of a file's key, or of the group key that wraps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeySlot {
     /// Which key wrapped it.
@@ -27,6 +38,7 @@ pub struct KeySlot {
 
 const PROVIDER: u8 = 1;
 const GROUP: u8 = 2;
+const GROUP_KEY: u8 = 3;
 
 /// The slots' bytes; `None` if there are more than 255 or one is too long.
 pub fn encode(slots: &[KeySlot]) -> Option<Vec<u8>> {
@@ -37,6 +49,10 @@ pub fn encode(slots: &[KeySlot]) -> Option<Vec<u8>> {
             Via::Group(id) => {
                 out.push(GROUP);
                 out.extend_from_slice(&id);
+            }
+            Via::GroupKey { slot, group } => {
+                out.extend_from_slice(&[GROUP_KEY, slot]);
+                out.extend_from_slice(&group);
             }
         }
         if slot.wrapped.is_empty() || slot.wrapped.len() > MAX_WRAPPED {
@@ -62,6 +78,7 @@ pub fn decode(bytes: &[u8]) -> Option<(Vec<KeySlot>, usize)> {
         let via = match take(1)?[0] {
             PROVIDER => Via::Provider(take(1)?[0]),
             GROUP => Via::Group(take(16)?.try_into().ok()?),
+            GROUP_KEY => Via::GroupKey { slot: take(1)?[0], group: take(16)?.try_into().ok()? },
             _ => return None,
         };
         let length = usize::from(u16::from_le_bytes(take(2)?.try_into().ok()?));
@@ -81,7 +98,11 @@ mod tests {
     use super::{KeySlot, Via, decode, encode};
 
     fn slot() -> impl Strategy<Value = KeySlot> {
-        let via = prop_oneof![any::<u8>().prop_map(Via::Provider), any::<[u8; 16]>().prop_map(Via::Group)];
+        let via = prop_oneof![
+            any::<u8>().prop_map(Via::Provider),
+            any::<[u8; 16]>().prop_map(Via::Group),
+            any::<(u8, [u8; 16])>().prop_map(|(slot, group)| Via::GroupKey { slot, group }),
+        ];
         (via, prop::collection::vec(any::<u8>(), 1..300)).prop_map(|(via, wrapped)| KeySlot { via, wrapped })
     }
 

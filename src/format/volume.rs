@@ -45,6 +45,8 @@ pub enum RecordError {
 pub enum Granularity {
     /// Each file.
     File,
+    /// The files that were made in one directory.
+    Directory,
     /// The volume.
     Volume,
 }
@@ -152,6 +154,7 @@ impl VolumeRecord {
             "granularity",
             &match self.granularity {
                 Granularity::File => "file",
+                Granularity::Directory => "directory",
                 Granularity::Volume => "volume",
             },
         )?;
@@ -296,11 +299,12 @@ mod tests {
 
     #[test]
     fn every_changed_field_and_every_other_secret_is_refused() {
-        let changes: [fn(&mut VolumeRecord); 12] = [
+        let changes: [fn(&mut VolumeRecord); 13] = [
             |r| r.generation = 2,
             |r| r.volume = VolumeId([2; 16]),
             |r| r.suite = Suite::ChaCha20Poly1305,
             |r| r.granularity = Granularity::Volume,
+            |r| r.granularity = Granularity::Directory,
             |r| r.names = NameMode::Plain,
             |r| r.header_len = 2048,
             |r| r.max_poll_interval_ms += 1,

@@ -45,7 +45,7 @@ pub(super) fn scan(
 
 impl Fs {
     /// The record of a directory, authenticated.
-    fn read_record(&self, keys: &VolumeKeys, fd: impl AsFd, ino: Ino) -> Result<DirRecord, FsError> {
+    pub(super) fn read_record(&self, keys: &VolumeKeys, fd: impl AsFd, ino: Ino) -> Result<DirRecord, FsError> {
         let bad = |what: String| FsError::damaged(format!("directory inode {ino}: {what}"));
         let target = match rustix::fs::readlinkat(fd, DIR_RECORD, Vec::new()) {
             Ok(target) => target,
@@ -215,7 +215,10 @@ impl Fs {
         rustix::fs::mkdirat(&fd, &temp, Mode::RWXU)?;
         let made = (|| {
             let own = open_beneath(&fd, OsStr::new(&temp), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
-            let id = DirId::random().map_err(|_| FsError::Crypto)?;
+            let id = match self.keyring.new_directory() {
+                Some(id) => id,
+                None => DirId::random().map_err(|_| FsError::Crypto)?,
+            };
             let target = DirRecord { dir: id, parents: vec![above] }.encode(self.volume, &keys.header);
             rustix::fs::symlinkat(target, &own, DIR_RECORD)?;
             let (uid, gid, passes) = self.owner_in(caller, &dir);

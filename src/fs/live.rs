@@ -184,7 +184,7 @@ impl Fs {
             suite: self.suite,
             volume: self.volume,
             file: new.file,
-            slots: vec![new.slot],
+            slots: new.slots,
             commitment: new.commitment,
             parents,
         };
@@ -231,10 +231,14 @@ impl Fs {
             Head::Unfinished if anew => {
                 let dirs = self.parents_of(keys, inode)?;
                 let parents = match dirs.len() {
-                    1..=3 => Parents::Bound(dirs),
+                    1..=3 => Parents::Bound(dirs.clone()),
                     _ => Parents::Unbound,
                 };
-                let new = self.keyring.new_file_key()?;
+                let home = match dirs.first() {
+                    Some(home) => *home,
+                    None => self.dir_id(keys, &self.root)?,
+                };
+                let new = self.keyring.new_file_key(&home)?;
                 rustix::fs::ftruncate(&backing, 0)?;
                 self.begin_file(keys, backing.into(), new, parents)?
             }

@@ -20,6 +20,7 @@
 //! A symlink's sealed target is the store symlink's own text: up to 3,031 bytes of plaintext on ext4, 728 on XFS, whose
 //! symlinks hold 1,023 bytes. Longer targets give `ENAMETOOLONG`.
 
+mod ahead;
 mod anew;
 mod attr;
 mod dirs;
@@ -50,7 +51,7 @@ use crate::crypto::Suite;
 use crate::crypto::kdf::VolumeKeys;
 use crate::format::VolumeId;
 use crate::format::name::NameMode;
-use crate::format::volume::Volume;
+use crate::format::volume::{Granularity, Volume};
 use crate::keyring::Keyring;
 use crate::store::Store;
 use inode::{Inode, Table, lock, read, write};
@@ -124,7 +125,7 @@ pub struct Fs {
     superuser: bool,
     group: u32,
     warned: AtomicBool,
-    prefetch: readdir::Prefetcher,
+    prefetch: ahead::Prefetcher,
     options: FsOptions,
 }
 
@@ -145,6 +146,7 @@ impl Fs {
         let table = Table::new(&stat);
         let root = table.intern(&stat, 1).ok_or_else(|| FsError::os(Errno::NOTDIR))?;
         *lock(&root.path) = Some(Arc::new(store.root().try_clone_to_owned()?));
+        let one_by_one = volume.record.granularity != Granularity::Volume;
         let fs = Arc::new_cyclic(|weak| Fs {
             store,
             volume: volume.record.volume,
@@ -168,7 +170,7 @@ impl Fs {
             superuser: rustix::process::geteuid().is_root(),
             group: rustix::process::getegid().as_raw(),
             warned: AtomicBool::new(false),
-            prefetch: readdir::Prefetcher::start(weak.clone(), options.remote),
+            prefetch: ahead::Prefetcher::start(weak.clone(), options.remote && one_by_one),
             options,
         });
         let keys = fs.enter()?;
@@ -266,18 +268,19 @@ impl Fs {
         &self.store
     }
 
-    /// Whether an operation would call the key service. Costs no call itself, so it may err towards `true`.
+    /// Whether an operation would wait for the key service. Waits for nothing itself, so it may err towards `true`.
     pub fn may_wait(&self, need: KeyNeed) -> bool {
         if !self.options.remote || self.phase() != Phase::Open {
             return false;
         }
         match need {
-            KeyNeed::Create => !self.keyring.has_ready(),
-            KeyNeed::Open(ino) => self.inode(ino).is_ok_and(|inode| {
-                inode.kind == Kind::File
-                    && inode.live().is_none_or(|live| live.file.is_locked())
-                    && inode.file.get().is_none_or(|file| self.keyring.cached(file).is_none())
-            }),
+            KeyNeed::Create(dir) => {
+                let id = self.dir(dir).ok().and_then(|dir| dir.dir.get().copied());
+                id.is_none_or(|id| !self.keyring.has_ready(&id))
+            }
+            KeyNeed::Open(ino) => {
+                self.inode(ino).is_ok_and(|inode| inode.kind == Kind::File && self.open_may_wait(&inode))
+            }
         }
     }
 }

@@ -141,6 +141,13 @@ impl Fs {
         Ok(())
     }
 
+    /// The key of a new file in `dir`; may wait for the key service.
+    fn new_key_in(&self, keys: &VolumeKeys, dir: &Arc<Inode>) -> Result<NewKey, FsError> {
+        let id = self.dir_id(keys, dir)?;
+        self.find_group(keys, dir, &id);
+        Ok(self.keyring.new_file_key(&id)?)
+    }
+
     /// Makes and opens a regular file; opens the one that is there, unless `flags` has `O_EXCL`.
     pub fn create(
         &self,
@@ -155,7 +162,7 @@ impl Fs {
         let dir = self.dir(parent)?;
         let entry = self.entry(&keys, &dir, name)?;
         // The only step that may wait comes before any lock.
-        let new = self.keyring.new_file_key()?;
+        let new = self.new_key_in(&keys, &dir)?;
         let made = {
             let _names = write(&dir.names);
             self.make_file(&keys, caller, &dir, name, &entry, mode, new)
@@ -198,7 +205,7 @@ impl Fs {
             kind => kind,
         };
         if kind == FileType::RegularFile {
-            let new = self.keyring.new_file_key()?;
+            let new = self.new_key_in(&keys, &dir)?;
             let (inode, _live, stat) = {
                 let _names = write(&dir.names);
                 self.make_file(&keys, caller, &dir, name, &entry, mode, new)?

@@ -2,19 +2,16 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom};
+use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom};
 
 use super::error::FsError;
 use super::inode::{Inode, lock, read};
-use super::live::{Head, read_head};
 use super::types::{DirEntry, Fh, Ino, Kind};
 use super::{Fs, Handle};
 use crate::crypto::kdf::VolumeKeys;
@@ -24,8 +21,6 @@ use crate::store::open_beneath;
 
 /// Bytes of entries that are fetched from the store at once.
 const BATCH: usize = 32 << 10;
-/// Files per listing whose keys are fetched ahead.
-const AHEAD: usize = 256;
 
 struct Raw {
     name: Vec<u8>,
@@ -40,7 +35,6 @@ pub(super) struct Stream {
     waiting: VecDeque<Raw>,
     /// The offset of the first waiting entry.
     at: u64,
-    ahead: usize,
 }
 
 impl Stream {
@@ -80,7 +74,7 @@ impl Fs {
         self.dir_id(&keys, &dir)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let fd = open_beneath(&*self.dir_fd(&dir)?, OsStr::new("."), flags, Mode::empty())?;
-        let stream = Stream { fd, waiting: VecDeque::new(), at: 0, ahead: 0 };
+        let stream = Stream { fd, waiting: VecDeque::new(), at: 0 };
         Ok(self.add_handle(Handle { inode: dir, live: None, write: false, stream: Some(Mutex::new(stream)) }))
     }
 
@@ -110,30 +104,21 @@ impl Fs {
         let fd = self.dir_fd(dir)?;
         let mut stream = lock(stream);
         stream.seek(off)?;
-        let mut wanted = Vec::new();
-        let done = loop {
+        if off == 0 {
+            self.prefetch.listed(dir, id);
+        }
+        loop {
             if stream.waiting.is_empty() {
                 stream.fill()?;
             }
-            let Some(raw) = stream.waiting.front() else { break Ok(()) };
+            let Some(raw) = stream.waiting.front() else { return Ok(()) };
             let next = raw.next;
-            if plus && self.options.remote && raw.kind == FileType::RegularFile && stream.ahead + wanted.len() < AHEAD {
-                wanted.push(raw.name.clone());
+            if self.list_one(&keys, dir, &fd, &id, raw, plus, each)? {
+                return Ok(());
             }
-            match self.list_one(&keys, dir, &fd, &id, raw, plus, each) {
-                Ok(false) => {
-                    stream.waiting.pop_front();
-                    stream.at = next;
-                }
-                Ok(true) => break Ok(()),
-                Err(error) => break Err(error),
-            }
-        };
-        stream.ahead += wanted.len();
-        if !wanted.is_empty() {
-            self.prefetch.ask(dir, id, wanted);
+            stream.waiting.pop_front();
+            stream.at = next;
         }
-        done
     }
 
     /// Hands one entry out; gives whether `each` is full.
@@ -208,68 +193,6 @@ impl Fs {
                 }
                 None
             }
-        }
-    }
-
-    /// Reads the headers of listed files and asks for their keys.
-    fn prefetch_now(&self, dir: &Arc<Inode>, id: &DirId, entries: &[Vec<u8>]) {
-        let Ok(fd) = self.dir_fd(dir) else { return };
-        for entry in entries {
-            let Ok(keys) = self.enter() else { return };
-            let name = OsStr::from_bytes(entry);
-            if !rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| Fs::is_file(&stat)) {
-                continue;
-            }
-            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME;
-            let opened = open_beneath(&fd, name, flags, Mode::empty());
-            let opened = opened.or_else(|_| open_beneath(&fd, name, flags - OFlags::NOATIME, Mode::empty()));
-            let Ok(file) = opened.map(File::from) else { continue };
-            let Ok(Head::Whole(bytes)) = read_head(&file, self.header_len) else { continue };
-            let header = crate::format::header::FileHeader::decode(&bytes, &keys.header, self.volume);
-            if let Ok(header) = header
-                && header.parents.allow(id)
-                && self.keyring.cached(&header.file).is_none()
-            {
-                self.keyring.prefetch(header.file, header.slots);
-            }
-        }
-    }
-}
-
-type Wish = (Weak<Inode>, DirId, Vec<Vec<u8>>);
-
-/// One thread that reads headers ahead of opens, so that listing a directory waits for none of it.
-pub(super) struct Prefetcher {
-    wishes: Option<SyncSender<Wish>>,
-}
-
-impl Prefetcher {
-    /// Starts the thread, if keys come from afar.
-    pub fn start(fs: Weak<Fs>, remote: bool) -> Prefetcher {
-        if !remote {
-            return Prefetcher { wishes: None };
-        }
-        let (wishes, wanted) = sync_channel::<Wish>(16);
-        let thread = std::thread::Builder::new().name("hyokfs-ahead".to_owned()).spawn(move || {
-            // Ends when the filesystem, and with it the sender, goes.
-            while let Ok((dir, id, entries)) = wanted.recv() {
-                if let (Some(fs), Some(dir)) = (fs.upgrade(), dir.upgrade()) {
-                    fs.prefetch_now(&dir, &id, &entries);
-                    // The thread lives on through locks: nothing of a header's check may stay on its stack.
-                    crate::sys::stack::scrub();
-                }
-            }
-        });
-        if let Err(error) = &thread {
-            tracing::warn!(%error, "no thread for fetching keys ahead: first opens will wait for the key service");
-        }
-        Prefetcher { wishes: thread.is_ok().then_some(wishes) }
-    }
-
-    fn ask(&self, dir: &Arc<Inode>, id: DirId, entries: Vec<Vec<u8>>) {
-        if let Some(wishes) = &self.wishes {
-            // Too many listings at once: then their opens fetch the keys themselves.
-            let _ = wishes.try_send((Arc::downgrade(dir), id, entries));
         }
     }
 }

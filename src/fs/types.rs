@@ -160,8 +160,8 @@ pub struct Statfs {
 pub enum KeyNeed {
     /// Opening (or truncating) this file.
     Open(Ino),
-    /// Making a file.
-    Create,
+    /// Making a file in this directory.
+    Create(Ino),
 }
 
 /// What [`super::Fs::settle`] did.

@@ -241,7 +241,9 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (caller, name) = (caller(request), name.to_owned());
-        self.with_key(KeyNeed::Create, move |fs| entry(reply, fs.mknod(&caller, parent.0, &name, mode, umask, rdev)));
+        self.with_key(KeyNeed::Create(parent.0), move |fs| {
+            entry(reply, fs.mknod(&caller, parent.0, &name, mode, umask, rdev))
+        });
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
@@ -297,7 +299,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (caller, name) = (caller(request), name.to_owned());
-        self.with_key(KeyNeed::Create, move |fs| {
+        self.with_key(KeyNeed::Create(parent.0), move |fs| {
             answer!(reply, fs.create(&caller, parent.0, &name, mode, umask, flags), (attr, fh) => {
                 reply.created(&TTL, &convert::attr(&attr), GENERATION, FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE);
             });

@@ -66,7 +66,7 @@ impl Access {
             closed: watch::Sender::new(false),
             calls: Semaphore::new(concurrency),
             background: Arc::new(Semaphore::new((concurrency * 3 / 4).max(1))),
-            rate: (options.max_rps > 0).then(|| Bucket::new(options.max_rps, now)),
+            rate: (options.limits.per_second > 0).then(|| Bucket::new(options.limits, now)),
             prefetch,
             pool: Notify::new(),
             tally: Arc::default(),
@@ -170,6 +170,9 @@ impl Access {
                 Err(error) => error,
             };
             drop(slot);
+            if let Some(rate) = self.rate.as_ref().filter(|_| error.is_throttling()) {
+                rate.throttled(Instant::now());
+            }
             let again = Instant::now() + jittered(pause);
             if error.verdict != Verdict::Unreachable || error.code == ARENA_FULL || background() || again >= until {
                 return Err(error.into());

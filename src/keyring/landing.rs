@@ -11,12 +11,21 @@ use crate::crypto::Secret;
 use crate::format::FileId;
 use crate::provider::Reason;
 
+/// One key to be unwrapped: a file's, or the group key of a directory.
+#[derive(Clone)]
+pub(super) struct Aim {
+    /// Under which it is cached, and its call known: the file's id, or what [`super::group::place_of`] gives.
+    pub place: FileId,
+    /// What the wrapping is bound to: the file's id, or the group's.
+    pub bound: FileId,
+    pub wrapped: Vec<u8>,
+}
+
 /// A flight's end, which comes whatever happens to its task.
 pub(super) struct Landing {
     pub inner: Arc<Inner>,
     pub access: Arc<Access>,
-    pub file: FileId,
-    pub wrapped: Vec<u8>,
+    pub aim: Aim,
     pub flight: Arc<Flight<Known>>,
     pub landed: bool,
 }
@@ -26,9 +35,11 @@ impl Landing {
         let _running = self.access.tally.enter();
         let access = Arc::clone(&self.access);
         let call = async {
-            let mut got = access.unwrap(self.file, &self.wrapped, reason, || self.flight.is_background()).await;
+            let aim = &self.aim;
+            let background = || self.flight.is_background();
+            let mut got = access.unwrap(aim.bound, &aim.wrapped, reason, background).await;
             if matches!(got, Err(KeyError::ArenaFull(_))) && self.inner.make_room() {
-                got = access.unwrap(self.file, &self.wrapped, reason, || self.flight.is_background()).await;
+                got = access.unwrap(aim.bound, &aim.wrapped, reason, background).await;
             }
             got
         };
@@ -38,30 +49,32 @@ impl Landing {
 
     pub async fn fly_here(mut self) {
         let _running = self.access.tally.enter();
-        let mut got = self.access.unwrap_now(self.file, &self.wrapped).await;
+        let mut got = self.access.unwrap_now(self.aim.bound, &self.aim.wrapped).await;
         if matches!(got, Err(KeyError::ArenaFull(_))) && self.inner.make_room() {
-            got = self.access.unwrap_now(self.file, &self.wrapped).await;
+            got = self.access.unwrap_now(self.aim.bound, &self.aim.wrapped).await;
         }
         self.land(got);
     }
 
     fn land(&mut self, got: Result<Secret, KeyError>) {
         self.landed = true;
-        let mut known = got.and_then(|key| self.inner.known(&self.file, key));
+        let mut known = got.and_then(|key| self.inner.known(&self.aim.bound, key));
         let now = self.inner.now();
+        let place = self.aim.place;
         let mut state = self.inner.state();
         if state.is_current(&self.access) {
             match &known {
-                Ok(known) => self.inner.keep(&mut state, self.file, known),
+                Ok(known) => self.inner.keep(&mut state, place, known),
                 Err(error) => {
-                    state.refuse(self.file, &self.wrapped, error, now);
+                    state.refuse(place, &self.aim.wrapped, error, now);
+                    state.window.failed(&place);
                     if self.flight.is_background() {
                         state.hush(now);
                     }
                 }
             }
-            if state.flights.get(&self.file).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
-                state.flights.remove(&self.file);
+            if state.flights.get(&place).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
+                state.flights.remove(&place);
             }
         } else {
             // A lock came between: what the call brought is wiped here.

@@ -14,9 +14,13 @@ mod ahead;
 mod flight;
 mod group;
 mod landing;
+mod limits;
+mod make;
 mod options;
 mod rate;
 mod state;
+mod way;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -30,17 +34,16 @@ use tokio::time::Instant;
 
 use crate::crypto::Secret;
 use crate::crypto::envelope::EnvelopeKey;
-use crate::crypto::kdf::{self, DeriveError};
-use crate::crypto::secret::SecretError;
 use crate::format::slots::{KeySlot, Via};
-use crate::format::{FileId, VolumeId};
-use crate::provider::{Observer, Provider, Reason, Verdict};
+use crate::format::{DirId, FileId, VolumeId};
+use crate::provider::{Observer, Provider};
 use access::{Access, Wanted};
-use flight::{Flight, here};
-use landing::Landing;
-use options::{failure, too_late, unanswered};
-use state::{Known, Ready, State};
+use options::too_late;
+use state::State;
+use way::Target;
 
+pub use ahead::Suggested;
+pub use limits::Limits;
 pub use options::{KeyError, KeyringOptions, MAX_POOL};
 
 /// How much longer than the deadline a thread waits for the task that keeps it.
@@ -94,18 +97,10 @@ pub struct NewKey {
     pub file: FileId,
     /// Its key.
     pub key: Arc<Secret>,
-    /// The wrapped key, for the file's header.
-    pub slot: KeySlot,
+    /// The wrapped key, for the file's header; with a directory's group key, that one wrapped, too.
+    pub slots: Vec<KeySlot>,
     /// What commits the header to the key.
     pub commitment: [u8; 32],
-}
-
-/// How a file's key is to be had.
-enum Way {
-    Known(Known),
-    Join(Arc<Flight<Known>>),
-    Fly(Arc<Access>, Arc<Flight<Known>>, Vec<u8>),
-    Group(Arc<Access>, Arc<EnvelopeKey>, Vec<u8>),
 }
 
 impl Keyring {
@@ -133,51 +128,61 @@ impl Keyring {
 
     /// Whether [`Keyring::get`] would wait for the key service.
     pub fn would_wait(&self, file: &FileId, slots: &[KeySlot]) -> bool {
-        let state = self.inner.state();
-        let Some(access) = &state.access else { return false };
-        let grouped = |slot: &KeySlot| matches!(slot.via, Via::Group(id) if state.groups.contains_key(&id));
-        access.provider.is_remote() && !state.cache.contains(file) && !slots.iter().any(grouped)
+        let mut state = self.inner.state();
+        let remote = state.access.as_ref().is_some_and(|access| access.provider.is_remote());
+        remote && matches!(self.inner.target(&mut state, file, slots), Ok(Target::Call(..)))
     }
 
-    /// The key of a file, from its header's slots; blocks the calling thread (never one of the runtime's) up to the
+    /// The key of a file, from its authentic header's slots; blocks the calling thread (never one of the runtime's) up to the
     /// deadline where the key service must be asked. See [`Keyring::cached`] for what to ask afterwards.
     ///
     /// # Errors
     /// See [`KeyError`].
     pub fn get(&self, file: &FileId, slots: &[KeySlot], commitment: &[u8; 32]) -> Result<Arc<Secret>, KeyError> {
         let inner = &self.inner;
-        let until = std::time::Instant::now() + inner.options.deadline;
-        loop {
-            let known = match inner.way(file, slots, false)? {
-                Way::Known(known) => {
-                    inner.counters.hits.fetch_add(1, Ordering::Relaxed);
-                    known
-                }
-                Way::Group(access, group, wrapped) => inner.open_grouped(&access, file, &group, &wrapped)?,
-                Way::Fly(access, flight, wrapped) => {
-                    inner.counters.misses.fetch_add(1, Ordering::Relaxed);
-                    Arc::clone(inner).take_off(access, *file, wrapped, &flight);
-                    inner.await_landing(&flight)?
-                }
-                Way::Join(flight) => {
-                    let was_background = flight.join();
-                    match inner.await_landing(&flight) {
-                        // It may have failed before it knew that somebody waits; who needs the key tries on.
-                        Err(KeyError::Unreachable(_)) if was_background && std::time::Instant::now() < until => {
-                            continue;
-                        }
-                        outcome => outcome?,
-                    }
-                }
-            };
-            if known.commitment != *commitment {
-                return Err(KeyError::Damaged(*file));
+        let target = {
+            let now = inner.now();
+            let mut state = inner.state();
+            let target = inner.target(&mut state, file, slots)?;
+            if matches!(target, Target::Known(_)) {
+                state.window.used(file, now);
             }
-            return alive(known.key);
+            target
+        };
+        let known = match target {
+            Target::Known(known) => {
+                inner.counters.hits.fetch_add(1, Ordering::Relaxed);
+                known
+            }
+            Target::Sealed(group, sealed) => inner.open_grouped(file, &group, &sealed)?,
+            Target::Call(aim, None) => inner.fetch(&aim)?,
+            Target::Call(aim, Some(sealed)) => {
+                let group = EnvelopeKey::shared(inner.fetch(&aim)?.key);
+                inner.open_grouped(file, &group, &sealed)?
+            }
+        };
+        if known.commitment != *commitment {
+            return Err(KeyError::Damaged(*file));
+        }
+        self.followed(slots);
+        alive(known.key)
+    }
+
+    /// A file under a directory's group key was opened: if that key had been fetched ahead, it was worth it. And new
+    /// files of that directory can use it.
+    fn followed(&self, slots: &[KeySlot]) {
+        let now = self.inner.now();
+        for slot in slots {
+            let Via::GroupKey { slot: number, group } = slot.via else { continue };
+            if number == self.inner.options.slot {
+                let mut state = self.inner.state();
+                state.window.used(&group::place_of(group, &slot.wrapped), now);
+                self.inner.learn(&mut state, group, &slot.wrapped);
+            }
         }
     }
 
-    /// Says that a file may be opened soon. Never blocks; dropped when too many wait, when the provider is local, or
+    /// Says that a file will be opened soon. Never blocks; dropped when too many wait, when the provider is local, or
     /// when the key service has just failed.
     pub fn prefetch(&self, file: FileId, slots: Vec<KeySlot>) {
         let now = self.inner.now();
@@ -195,62 +200,100 @@ impl Keyring {
         }
     }
 
-    /// A key for a new file; from the pool of ready keys where there is one, else made now (blocks like
-    /// [`Keyring::get`]). Ask [`Secret::is_wiped`] after deriving from it.
+    /// Says that a file may be opened soon, as a listing suggests; its header is authentic. Never blocks. How many keys are fetched on
+    /// suggestions depends on how many such keys were used.
+    pub fn suggest(&self, file: FileId, slots: Vec<KeySlot>) -> Suggested {
+        let now = self.inner.now();
+        let mut state = self.inner.state();
+        let access = match &state.access {
+            Some(access) if access.provider.is_remote() && !state.is_quiet(now) => Arc::clone(access),
+            _ => return Suggested::NotNow,
+        };
+        let place = match self.inner.target(&mut state, &file, &slots) {
+            Ok(Target::Call(aim, _)) => aim.place,
+            _ => return Suggested::Needless,
+        };
+        for slot in &slots {
+            if let Via::GroupKey { slot: number, group } = slot.via
+                && number == self.inner.options.slot
+            {
+                self.inner.learn(&mut state, group, &slot.wrapped);
+            }
+        }
+        if state.window.awaits(&place) || state.flights.contains_key(&place) {
+            return Suggested::Needless;
+        }
+        if !state.window.send(place, now) {
+            return Suggested::Full;
+        }
+        match access.prefetch.try_send(Wanted { file, slots }) {
+            Ok(()) => Suggested::Taken,
+            Err(_) => {
+                state.window.failed(&place);
+                self.inner.counters.dropped.fetch_add(1, Ordering::Relaxed);
+                Suggested::Full
+            }
+        }
+    }
+
+    /// A key for a new file of the directory `dir`; from the pool of ready keys where there is one, else made now
+    /// (blocks like [`Keyring::get`]). Ask [`Secret::is_wiped`] after deriving from it.
     ///
     /// # Errors
     /// See [`KeyError`].
-    pub fn new_file_key(&self) -> Result<NewKey, KeyError> {
+    pub fn new_file_key(&self, dir: &DirId) -> Result<NewKey, KeyError> {
         let inner = &self.inner;
-        let now = inner.now();
-        let access = {
-            let mut state = inner.state();
-            let access = Arc::clone(state.access.as_ref().ok_or(KeyError::Locked)?);
-            if let Some(id) = inner.options.new_in_group {
-                let group = state.groups.get(&id).map(Arc::clone);
-                drop(state);
-                return inner.new_grouped(&access, id, group);
-            }
-            if access.provider.is_remote() {
-                let ready = state.take_ready(now);
-                if let Some(ready) = &ready {
-                    inner.keep(&mut state, ready.file, &ready.known);
-                }
-                access.pool.notify_one();
-                if let Some(Ready { file, known, slot, .. }) = ready {
-                    return Ok(NewKey { file, key: known.key, slot, commitment: known.commitment });
-                }
-                if let Some(error) = state.refusal_new(now) {
-                    return Err(error);
-                }
-            }
-            access
-        };
-        let made = if access.provider.is_remote() {
-            let flight = Flight::new(false);
-            Arc::clone(inner).make_remotely(access, &flight);
-            flight.wait(inner.options.deadline + GRACE).unwrap_or_else(|| Err(inner.too_late()))?
-        } else {
-            let _running = access.tally.enter();
-            let file = inner.new_id()?;
-            let (key, wrapped) = here(access.generate_now(file))?;
-            let made = inner.ready(file, key, wrapped.blob, now)?;
-            inner.admit(&access, file, &made.known)?;
-            made.parts()
-        };
-        let (file, known, slot) = made;
-        Ok(NewKey { file, key: alive(known.key)?, slot, commitment: known.commitment })
+        let access = inner.access()?;
+        match inner.options.new_in_group {
+            Some(group) => inner.new_in_volume(&access, group),
+            None if inner.options.per_directory => inner.new_in_directory(&access, dir),
+            None => inner.new_own(access),
+        }
+    }
+
+    /// An id for a new directory whose group key is ready, where files are wrapped per directory and one is at hand:
+    /// then its first file waits for nothing. Never blocks.
+    pub fn new_directory(&self) -> Option<DirId> {
+        let inner = &self.inner;
+        if !inner.options.per_directory {
+            return None;
+        }
+        let access = inner.access().ok().filter(|access| access.provider.is_remote())?;
+        let ready = inner.state().take_ready(inner.now());
+        access.pool.notify_one();
+        let ready = ready?;
+        let dir = DirId(ready.file.0);
+        inner.settle(&access, ready).ok().map(|()| dir)
+    }
+
+    /// Whether new files of `dir` need a group key that is not known here yet: then a file of `dir` may show one
+    /// ([`Keyring::adopt`]).
+    pub fn wants_group_of(&self, dir: &DirId) -> bool {
+        self.inner.options.per_directory && self.inner.home(dir.as_bytes()).is_none()
+    }
+
+    /// Has new files of `dir` use the group key in `slots`, of an authentic header, if it is that directory's. Costs no
+    /// call; the key is unwrapped when it is needed.
+    pub fn adopt(&self, dir: &DirId, slots: &[KeySlot]) -> bool {
+        let group = *dir.as_bytes();
+        let Some(wrapped) = group::wrapped_key(slots, self.inner.options.slot, group) else { return false };
+        self.inner.learn(&mut self.inner.state(), group, wrapped);
+        true
     }
 
     /// Whether [`Keyring::new_file_key`] would answer without waiting for the key service (also with a refusal).
-    pub fn has_ready(&self) -> bool {
+    pub fn has_ready(&self, dir: &DirId) -> bool {
         let now = self.inner.now();
         let state = self.inner.state();
         let Some(access) = &state.access else { return true };
-        self.inner.options.new_in_group.is_some()
-            || !access.provider.is_remote()
-            || state.has_ready(now)
-            || state.refusal_new(now).is_some()
+        let options = &self.inner.options;
+        if options.new_in_group.is_some() || !access.provider.is_remote() || state.refusal_new(now).is_some() {
+            return true;
+        }
+        match options.per_directory {
+            true => state.homes.peek(dir.as_bytes()).is_some_and(|home| state.cache.contains(&home.place)),
+            false => state.has_ready(now),
+        }
     }
 
     /// Begins to fill the pool of ready keys, before the first file is created.
@@ -358,128 +401,7 @@ impl Inner {
         too_late(self.options.deadline).into()
     }
 
-    /// Decides under the mutex how the key is to be had; begins a flight where nobody has.
-    fn way(&self, file: &FileId, slots: &[KeySlot], background: bool) -> Result<Way, KeyError> {
-        let now = self.now();
-        let mut state = self.state();
-        let access = Arc::clone(state.access.as_ref().ok_or(KeyError::Locked)?);
-        if let Some(known) = state.cache.get(file) {
-            return Ok(Way::Known(known.clone()));
-        }
-        if let Some(flight) = state.flights.get(file) {
-            return Ok(Way::Join(Arc::clone(flight)));
-        }
-        // A group key first: it needs no call.
-        let grouped = slots.iter().find_map(|slot| match slot.via {
-            Via::Group(id) => state.groups.get(&id).map(|group| (Arc::clone(group), slot.wrapped.clone())),
-            Via::Provider(_) => None,
-        });
-        if let Some((group, wrapped)) = grouped {
-            return Ok(Way::Group(access, group, wrapped));
-        }
-        let Some(slot) = slots.iter().find(|slot| slot.via == Via::Provider(self.options.slot)) else {
-            let message = format!(
-                "file {file} has no key that {} wrapped: finish `hyokfs rewrap`, or mount with the key it was written under",
-                access.provider.uri()
-            );
-            return Err(failure(Verdict::Misconfigured, "NoKeySlot", message).into());
-        };
-        // A local keystore answers at once, so a no is asked anew each time.
-        if access.provider.is_remote()
-            && let Some(error) = state.refusal(file, &slot.wrapped, now)
-        {
-            return Err(error);
-        }
-        let flight = Flight::new(background);
-        state.flights.insert(*file, Arc::clone(&flight));
-        Ok(Way::Fly(access, flight, slot.wrapped.clone()))
-    }
-
-    /// Gets the call of a new flight going: on this thread where the provider answers at once.
-    fn take_off(self: Arc<Self>, access: Arc<Access>, file: FileId, wrapped: Vec<u8>, flight: &Arc<Flight<Known>>) {
-        let runtime = self.runtime.clone();
-        let remote = access.provider.is_remote();
-        let landing = Landing { inner: self, access, file, wrapped, flight: Arc::clone(flight), landed: false };
-        if remote {
-            runtime.spawn(landing.fly(Reason::Open));
-        } else {
-            here(landing.fly_here());
-        }
-    }
-
-    fn await_landing(&self, flight: &Flight<Known>) -> Result<Known, KeyError> {
-        flight.wait(self.options.deadline + GRACE).unwrap_or_else(|| Err(self.too_late()))
-    }
-
-    fn known(&self, file: &FileId, key: Secret) -> Result<Known, KeyError> {
-        let commitment = kdf::commitment(&key, file.as_bytes()).map_err(|error| match error {
-            DeriveError::Arena(full) => KeyError::ArenaFull(full),
-            DeriveError::Library => unanswered().into(),
-        })?;
-        Ok(Known { key: Arc::new(key), commitment })
-    }
-
-    fn ready(&self, file: FileId, key: Secret, wrapped: Vec<u8>, born: Instant) -> Result<Ready, KeyError> {
-        let slot = KeySlot { via: Via::Provider(self.options.slot), wrapped };
-        Ok(Ready { file, known: self.known(&file, key)?, slot, born })
-    }
-
-    fn new_id(&self) -> Result<FileId, KeyError> {
-        FileId::random().map_err(|_| SecretError::NoRandom.into())
-    }
-
-    fn keep(&self, state: &mut State, file: FileId, known: &Known) {
-        // What falls out at the other end is wiped when its last holder lets go.
-        state.cache.push(file, known.clone());
-    }
-
-    /// Puts a key into the cache, unless a lock came between.
-    fn admit(&self, access: &Arc<Access>, file: FileId, known: &Known) -> Result<(), KeyError> {
-        let mut state = self.state();
-        if !state.is_current(access) {
-            return Err(KeyError::Locked);
-        }
-        self.keep(&mut state, file, known);
-        Ok(())
-    }
-
-    /// Makes room in the arena at the cost of keys that were not used lately.
-    fn make_room(&self) -> bool {
-        let evicted = self.state().evict_half();
-        !evicted.is_empty()
-    }
-
-    /// Makes a new file's key by a task of the runtime.
-    fn make_remotely(self: Arc<Self>, access: Arc<Access>, flight: &Arc<Flight<(FileId, Known, KeySlot)>>) {
-        let flight = Arc::clone(flight);
-        let runtime = self.runtime.clone();
-        runtime.spawn(async move {
-            let _running = access.tally.enter();
-            let made = access.while_open(self.make(&access, Reason::Create)).await.unwrap_or(Err(KeyError::Locked));
-            let made = made.and_then(|ready| self.admit(&access, ready.file, &ready.known).map(|()| ready));
-            if let Err(error) = &made {
-                let mut state = self.state();
-                if state.is_current(&access) {
-                    state.refuse_new(error, Instant::now());
-                }
-            }
-            flight.land(made.map(Ready::parts));
-        });
-    }
-
-    async fn make(&self, access: &Access, reason: Reason) -> Result<Ready, KeyError> {
-        let file = self.new_id()?;
-        let mut made = access.generate(file, reason).await;
-        if matches!(made, Err(KeyError::ArenaFull(_))) && self.make_room() {
-            made = access.generate(file, reason).await;
-        }
-        let (key, wrapped) = made?;
-        self.ready(file, key, wrapped.blob, Instant::now())
-    }
-}
-
-impl Ready {
-    fn parts(self) -> (FileId, Known, KeySlot) {
-        (self.file, self.known, self.slot)
+    fn access(&self) -> Result<Arc<Access>, KeyError> {
+        self.state().access.clone().ok_or(KeyError::Locked)
     }
 }

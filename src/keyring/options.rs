@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::limits::Limits;
 use crate::crypto::ArenaFull;
 use crate::crypto::secret::SecretError;
 use crate::format::FileId;
@@ -16,9 +17,10 @@ pub struct KeyringOptions {
     pub tenant: Option<String>,
     /// Unwrapped keys kept at most; 32 bytes of locked memory each.
     pub cache: usize,
-    /// Calls to the key service per second at most, over all reasons; 0: as many as come.
-    pub max_rps: u32,
-    /// Calls to the key service at one time at most. A quarter of them is kept for opens and creates.
+    /// Calls to the key service at most, over all reasons.
+    pub limits: Limits,
+    /// Calls to the key service at one time at most: at 20 ms a call, 64 are 3,200 a second. A quarter of them is kept for
+    /// opens and creates.
     pub concurrency: usize,
     /// Ready keys for new files at most; never above [`MAX_POOL`].
     pub pool: usize,
@@ -27,10 +29,12 @@ pub struct KeyringOptions {
     /// Keys of new files are wrapped by this group key ([`super::Keyring::set_group`]) instead of by the customer key
     /// itself: granularity `volume`.
     pub new_in_group: Option<[u8; 16]>,
+    /// Keys of new files are wrapped by a group key of the directory that they are made in: granularity `directory`.
+    pub per_directory: bool,
 }
 
 /// The most keys that are ever made ahead.
-pub const MAX_POOL: usize = 256;
+pub const MAX_POOL: usize = 1024;
 
 impl Default for KeyringOptions {
     fn default() -> Self {
@@ -38,11 +42,12 @@ impl Default for KeyringOptions {
             slot: 0,
             tenant: None,
             cache: 16_384,
-            max_rps: 200,
-            concurrency: 32,
-            pool: 128,
+            limits: Limits { per_second: 200, burst: 40 },
+            concurrency: 64,
+            pool: MAX_POOL,
             deadline: Duration::from_secs(10),
             new_in_group: None,
+            per_directory: false,
         }
     }
 }
@@ -96,7 +101,7 @@ pub(super) fn failure(verdict: Verdict, code: &str, message: String) -> Provider
 
 pub(super) fn too_late(deadline: Duration) -> ProviderError {
     let message = format!(
-        "the key service gave no key within {deadline:?}: check the network to it, its quota and --kms-max-rps; try again"
+        "the key service gave no key within {deadline:?}: check the network to it, its quota, --kms-max-rps and --key-wait; try again"
     );
     failure(Verdict::Unreachable, "Timeout", message)
 }

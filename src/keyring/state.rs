@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use super::access::Access;
 use super::flight::Flight;
 use super::options::{KeyError, MAX_POOL};
+use super::window::Window;
 use crate::crypto::Secret;
 use crate::crypto::envelope::EnvelopeKey;
 use crate::format::FileId;
-use crate::format::slots::KeySlot;
 
 /// How long a no is repeated without asking again.
 const REFUSAL: Duration = Duration::from_secs(1);
@@ -22,8 +22,10 @@ const REFUSAL: Duration = Duration::from_secs(1);
 const REFUSALS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// How long a ready key may wait for its file.
 pub(super) const READY_FOR: Duration = Duration::from_secs(300);
-/// How many ready keys there are at first and at least.
-const SMALL_POOL: usize = 8;
+/// Ready keys where next to none are used.
+const SMALL_POOL: usize = 4;
+/// The pool holds as many keys as were used in about this long, so that what is made in vain stays in proportion.
+const DEMAND: Duration = Duration::from_millis(500);
 /// How long nothing is made or fetched ahead after it failed.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -34,11 +36,13 @@ pub(super) struct Known {
     pub commitment: [u8; 32],
 }
 
-/// A key for a file to come.
+/// A key for a file or directory to come.
+#[derive(Clone)]
 pub(super) struct Ready {
+    /// What it is bound to.
     pub file: FileId,
     pub known: Known,
-    pub slot: KeySlot,
+    pub wrapped: Vec<u8>,
     pub born: Instant,
 }
 
@@ -48,33 +52,49 @@ struct Refusal {
     error: KeyError,
 }
 
+/// The group key that new files of a directory are wrapped by.
+#[derive(Clone)]
+pub(super) struct Home {
+    /// Wrapped by the customer key, for the files' headers.
+    pub wrapped: Vec<u8>,
+    /// Under which it is cached.
+    pub place: FileId,
+}
+
 pub(super) struct State {
     /// `None`: locked.
     pub access: Option<Arc<Access>>,
     pub cache: LruCache<FileId, Known>,
     pub flights: HashMap<FileId, Arc<Flight<Known>>>,
     pub groups: HashMap<[u8; 16], Arc<EnvelopeKey>>,
+    /// By the directory's id, which is the group's.
+    pub homes: LruCache<[u8; 16], Home>,
+    pub window: Window,
     refused: LruCache<FileId, Refusal>,
     refused_new: Option<(Instant, KeyError)>,
     pool: VecDeque<Ready>,
     pool_most: usize,
-    pool_target: usize,
+    /// Keys for new files that were taken lately, fading, and when this was reckoned.
+    demand: (f64, Option<Instant>),
     quiet_until: Option<Instant>,
 }
 
 impl State {
     pub fn new(cache: usize, pool: usize) -> Self {
         let pool_most = pool.min(MAX_POOL);
+        let room = NonZeroUsize::new(cache).unwrap_or(NonZeroUsize::MIN);
         State {
             access: None,
-            cache: LruCache::sparse(NonZeroUsize::new(cache).unwrap_or(NonZeroUsize::MIN)),
+            cache: LruCache::sparse(room),
             flights: HashMap::new(),
             groups: HashMap::new(),
+            homes: LruCache::sparse(room),
+            window: Window::new(cache),
             refused: LruCache::sparse(REFUSALS),
             refused_new: None,
             pool: VecDeque::new(),
             pool_most,
-            pool_target: SMALL_POOL.min(pool_most),
+            demand: (0.0, None),
             quiet_until: None,
         }
     }
@@ -110,14 +130,17 @@ impl State {
         }
     }
 
-    /// A key for a new file, with whether the pool wants filling; `None` when it is dry, and then it grows.
+    /// A ready key; `None` when the pool is dry. Either way it was asked for, and the pool grows with that.
     pub fn take_ready(&mut self, now: Instant) -> Option<Ready> {
         self.drop_expired(now);
-        let ready = self.pool.pop_front();
-        if ready.is_none() {
-            self.pool_target = (self.pool_target * 2).min(self.pool_most);
-        }
-        ready
+        self.demand = (self.demand_at(now) + 1.0, Some(now));
+        self.pool.pop_front()
+    }
+
+    fn demand_at(&self, now: Instant) -> f64 {
+        let (demand, since) = self.demand;
+        let passed = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        demand * (-passed.as_secs_f64() / DEMAND.as_secs_f64()).exp()
     }
 
     pub fn has_ready(&self, now: Instant) -> bool {
@@ -130,24 +153,22 @@ impl State {
         }
     }
 
-    /// How many keys to make now (none above half of the target), and when to look again without being asked to.
-    pub fn pool_plan(&mut self, now: Instant) -> (usize, Option<Instant>) {
-        if self.drop_expired(now) > 0 {
-            // Nobody came for them: fewer the next time, and none until somebody creates a file.
-            self.pool_target = (self.pool_target / 2).max(SMALL_POOL.min(self.pool_most));
-        }
+    /// How many keys to make besides those that are being made, and when to look again without being asked to.
+    pub fn pool_plan(&mut self, making: usize, now: Instant) -> (usize, Option<Instant>) {
+        self.drop_expired(now);
         let expiry = self.pool.front().map(|oldest| oldest.born + READY_FOR);
         if self.is_quiet(now) {
             return (0, expiry);
         }
-        let low = self.pool.len() * 2 < self.pool_target;
-        (if low { self.pool_target - self.pool.len() } else { 0 }, expiry)
+        let target = (SMALL_POOL + self.demand_at(now) as usize).min(self.pool_most);
+        (target.saturating_sub(self.pool.len() + making), expiry)
     }
 
-    fn drop_expired(&mut self, now: Instant) -> usize {
-        let before = self.pool.len();
-        self.pool.retain(|ready| now < ready.born + READY_FOR);
-        before - self.pool.len()
+    fn drop_expired(&mut self, now: Instant) {
+        // They stand nearly in the order of their birth; one that does not goes a moment later.
+        while self.pool.front().is_some_and(|oldest| now >= oldest.born + READY_FOR) {
+            self.pool.pop_front();
+        }
     }
 
     pub fn ready(&self) -> usize {
@@ -176,7 +197,9 @@ impl State {
         self.refused.clear();
         self.refused_new = None;
         self.quiet_until = None;
-        self.pool_target = SMALL_POOL.min(self.pool_most);
+        self.demand = (0.0, None);
+        self.homes.clear();
+        self.window.clear();
         Closed {
             access: self.access.take(),
             keys,

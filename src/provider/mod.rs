@@ -63,6 +63,27 @@ pub struct ProviderError {
     pub request_id: Option<String>,
 }
 
+/// Codes of both clouds that say "too many calls".
+const THROTTLED: &[&str] = &[
+    "Throttled",
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "TooManyRequestsException",
+    "RequestThrottled",
+    "RequestLimitExceeded",
+    "LimitExceeded",
+    "LimitExceededException",
+    "SlowDown",
+];
+
+impl ProviderError {
+    /// Whether the service asks for fewer calls.
+    pub fn is_throttling(&self) -> bool {
+        self.verdict == Verdict::Unreachable && THROTTLED.contains(&self.code.as_str())
+    }
+}
+
 /// The code of an error that says that the key was there but no locked memory for it.
 pub const ARENA_FULL: &str = "ArenaFull";
 

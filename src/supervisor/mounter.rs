@@ -17,7 +17,7 @@ use crate::format::VolumeId;
 use crate::format::volume::{Granularity, VolumeRecord};
 use crate::fs::{Fs, FsOptions};
 use crate::fuse::{Device, MountOptions, Session};
-use crate::keyring::{Keyring, KeyringOptions};
+use crate::keyring::{Keyring, KeyringOptions, Limits};
 use crate::provider::{KeySettings, KeyUri};
 use crate::store::Store;
 use crate::sys::stack;
@@ -48,6 +48,7 @@ pub struct Mounter {
     fingerprint: Option<String>,
     state_dir: PathBuf,
     keyring: KeyringOptions,
+    max_rps: Option<u32>,
     runtime: tokio::runtime::Handle,
     watch: Arc<Watch>,
     events: Sender<Happened>,
@@ -67,9 +68,8 @@ impl Mounter {
         let keyring = KeyringOptions {
             tenant: settings.tenant.clone(),
             cache: options.key_cache,
-            max_rps: options.max_rps,
             pool: options.key_pool,
-            deadline: settings.call_deadline(),
+            deadline: options.key_wait,
             ..KeyringOptions::default()
         };
         Mounter {
@@ -80,6 +80,7 @@ impl Mounter {
             fingerprint: options.fingerprint.clone(),
             state_dir: options.state_dir.clone(),
             keyring,
+            max_rps: options.max_rps,
             runtime,
             watch,
             events,
@@ -186,8 +187,16 @@ impl Mounter {
     fn attach(&self, unlocked: Unlocked) -> Result<Mounted, VolumeError> {
         let Unlocked { volume, provider, slot, group, .. } = unlocked;
         let id = volume.record.volume;
-        let group_id = (volume.record.granularity == Granularity::Volume).then_some(id.0);
-        let options = KeyringOptions { slot, new_in_group: group_id, ..self.keyring.clone() };
+        let granularity = volume.record.granularity;
+        let group_id = (granularity == Granularity::Volume).then_some(id.0);
+        let wrapped = volume.record.key.first().map_or(0, |key| key.secret.len());
+        let options = KeyringOptions {
+            slot,
+            limits: Limits::of(provider.uri(), wrapped, self.max_rps),
+            new_in_group: group_id,
+            per_directory: granularity == Granularity::Directory,
+            ..self.keyring.clone()
+        };
         let fs_options = FsOptions { remote: provider.is_remote(), ..FsOptions::default() };
         let keyring = Keyring::new(provider, self.runtime.clone(), id, options, self.watch.clone());
         if let (Some(group), Some(group_id)) = (group, group_id) {

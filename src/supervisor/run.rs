@@ -78,12 +78,14 @@ pub struct RunOptions {
     pub flush_deadline: Duration,
     /// What a lock does with the mount.
     pub on_revoke: OnRevoke,
+    /// The longest that opening or making a file waits for its key.
+    pub key_wait: Duration,
     /// The fingerprint that the volume must have.
     pub fingerprint: Option<String>,
     /// Unwrapped keys in memory.
     pub key_cache: usize,
-    /// Calls per second.
-    pub max_rps: u32,
+    /// Calls per second; left out: what suits the kind of key.
+    pub max_rps: Option<u32>,
     /// Keys made ahead.
     pub key_pool: usize,
     /// The audit log.

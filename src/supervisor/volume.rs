@@ -176,7 +176,7 @@ pub async fn unlock(
     let group = match (&key.group, volume.record.granularity) {
         (Some(blob), Granularity::Volume) => Some(observed.unwrap(&context, blob).await?.0),
         (None, Granularity::Volume) => return Err(RecordError::Syntax("the [[key]] has no group key".into()).into()),
-        (_, Granularity::File) => None,
+        (_, Granularity::File | Granularity::Directory) => None,
     };
     Ok(Unlocked { volume, provider, slot: key.slot, canary: key.canary, group, asked })
 }
@@ -218,7 +218,7 @@ pub async fn create(path: &Path, uri: &KeyUri, settings: &KeySettings, new: NewV
     let (canary_key, canary) = provider.generate(&context).await?;
     let group = match new.granularity {
         Granularity::Volume => Some(provider.generate(&context).await?.1.blob),
-        Granularity::File => None,
+        Granularity::File | Granularity::Directory => None,
     };
     // A key that wraps but does not unwrap would make a volume that nobody can open.
     let (again, _) = provider.unwrap(&context, &canary.blob).await?;
@@ -233,7 +233,7 @@ pub async fn create(path: &Path, uri: &KeyUri, settings: &KeySettings, new: NewV
         suite: new.suite,
         granularity: new.granularity,
         names: new.names,
-        header_len: header_len(wrapped.blob.len()),
+        header_len: header_len(new.granularity, wrapped.blob.len()),
         max_poll_interval_ms: millis(new.max_poll_interval),
         max_lease_ms: millis(new.max_lease),
         tenant: settings.tenant.clone(),
@@ -254,11 +254,18 @@ pub async fn create(path: &Path, uri: &KeyUri, settings: &KeySettings, new: NewV
     Ok(Made { volume, fingerprint: made.keys.fingerprint().to_owned() })
 }
 
-/// Long enough for one slot more of the same size, so that a second key can be added later.
-fn header_len(blob: usize) -> u16 {
+/// Long enough for one customer key more of the same size, so that a second one can be added later.
+fn header_len(granularity: Granularity, blob: usize) -> u16 {
     const BESIDE_SLOTS: usize = 144 + 1 + 32;
-    const SLOT: usize = 4;
-    if BESIDE_SLOTS + 2 * (SLOT + blob) <= HEADER_LEN { HEADER_LEN as u16 } else { 2048 }
+    const PROVIDER: usize = 4;
+    /// A file's key under a group key.
+    const GROUP: usize = 19 + 72;
+    const GROUP_KEY: usize = 20;
+    let slots = match granularity {
+        Granularity::File | Granularity::Volume => 2 * (PROVIDER + blob),
+        Granularity::Directory => GROUP + 2 * (GROUP_KEY + blob),
+    };
+    if BESIDE_SLOTS + slots <= HEADER_LEN { HEADER_LEN as u16 } else { 2048 }
 }
 
 fn millis(span: Duration) -> u64 {

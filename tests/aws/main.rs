@@ -4,12 +4,16 @@
 
 #[path = "../fakes/aws/mod.rs"]
 mod fake;
+#[path = "../fakes/ministack.rs"]
+mod ministack;
 
 mod check;
 mod docs;
 mod emulator;
+mod mounted;
 mod node;
 mod printed;
+mod proxy;
 mod roles;
 mod round_trip;
 mod verdicts;

@@ -94,6 +94,6 @@ fn a_killed_daemon_loses_nothing_that_was_written() {
 fn local_keys_never_make_anyone_wait() {
     let w = World::new();
     let ino = w.put("f", b"x");
-    assert!(!w.fs.may_wait(hyokfs::fs::KeyNeed::Create));
+    assert!(!w.fs.may_wait(hyokfs::fs::KeyNeed::Create(ROOT)));
     assert!(!w.fs.may_wait(hyokfs::fs::KeyNeed::Open(ino)));
 }

@@ -4,6 +4,7 @@
 mod attributes;
 mod basics;
 mod harness;
+mod keys;
 mod locking;
 mod model;
 mod renames;

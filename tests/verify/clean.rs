@@ -12,6 +12,7 @@ fn one_of_everything_is_clean_in_every_kind_of_volume() {
         &[][..],
         &["--granularity", "volume", "--cipher", "chacha20-poly1305"],
         &["--names", "plain", "--cipher", "aes-256-gcm"],
+        &["--granularity", "directory"],
     ] {
         let fixture = Fixture::with(init);
         let report = fixture.verify(&[]);

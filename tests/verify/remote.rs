@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use hyokfs::crypto::Secret;
-use hyokfs::keyring::{Keyring, KeyringOptions};
+use hyokfs::keyring::{Keyring, KeyringOptions, Limits};
 use hyokfs::provider::observed::Unobserved;
 use hyokfs::provider::{Context, KeyInfo, KeySettings, KeyUri, Provider, ProviderError, Verdict, Wrapped};
 use hyokfs::store::Store;
@@ -92,7 +92,12 @@ fn many_keys_at_once_and_none_twice() {
         let unlocked = runtime.block_on(unlock(record, &KeySettings::default(), Arc::new(Unobserved))).unwrap();
         let (now, most, calls) = Default::default();
         let far = Arc::new(Far { near: unlocked.provider, now, most, calls, denied_from, lost });
-        let options = KeyringOptions { slot: unlocked.slot, max_rps: 0, pool: 0, ..KeyringOptions::default() };
+        let options = KeyringOptions {
+            slot: unlocked.slot,
+            limits: Limits { per_second: 0, burst: 1 },
+            pool: 0,
+            ..KeyringOptions::default()
+        };
         let id = unlocked.volume.record.volume;
         let keyring = Keyring::new(far.clone(), runtime.handle().clone(), id, options, Arc::new(Unobserved));
         let start = Instant::now();

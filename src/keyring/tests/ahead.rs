@@ -4,9 +4,11 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::super::KeyError;
 use super::super::options::{KeyringOptions, MAX_POOL};
-use super::fake::{Mood, World, id, options};
+use super::super::state::{Known, Ready, State};
+use super::super::{KeyError, Limits, Suggested};
+use super::fake::{DIR, Mood, World, id, options};
+use crate::crypto::Secret;
 use crate::format::slots::Via;
 use crate::provider::{Operation, Reason, Verdict};
 
@@ -15,21 +17,21 @@ fn the_pool_fills_after_the_first_create_and_serves_the_next() {
     let world = World::paused(true, options());
     world.pass(Duration::from_secs(60));
     assert_eq!(world.fake.calls(), 0, "nobody has created a file");
-    assert!(!world.keyring.has_ready());
-    let first = world.keyring.new_file_key().unwrap();
+    assert!(!world.keyring.has_ready(&DIR));
+    let first = world.keyring.new_file_key(&DIR).unwrap();
     world.pass(Duration::from_secs(1));
     let filled = world.keyring.stats().ready;
-    assert!((8..=32).contains(&filled), "{filled}");
-    assert!(world.keyring.has_ready());
+    assert!((4..=8).contains(&filled), "{filled}");
+    assert!(world.keyring.has_ready(&DIR));
 
     // The service goes away; what is ready still serves.
     world.fake.set(Mood::Hang);
     let mut files = HashSet::from([first.file]);
     for _ in 0..filled {
-        let new = world.keyring.new_file_key().unwrap();
+        let new = world.keyring.new_file_key(&DIR).unwrap();
         assert!(files.insert(new.file), "an id was given twice");
-        assert_eq!(new.slot.via, Via::Provider(0));
-        assert_eq!(new.slot.wrapped, new.file.as_bytes(), "wrapped in its own file's context");
+        assert_eq!(new.slots[0].via, Via::Provider(0));
+        assert_eq!(new.slots[0].wrapped, new.file.as_bytes(), "wrapped in its own file's context");
         assert_eq!(new.commitment, world.fake.commitment(&new.file));
         assert_eq!(world.keyring.cached(&new.file).unwrap().expose(), &world.fake.key_of(&new.file));
     }
@@ -42,19 +44,19 @@ fn the_pool_grows_with_demand_but_never_above_its_limit() {
         let world = World::paused(true, KeyringOptions { pool: most, ..options() });
         for _ in 0..10 {
             for _ in 0..300 {
-                world.keyring.new_file_key().unwrap();
+                world.keyring.new_file_key(&DIR).unwrap();
             }
             world.pass(Duration::from_secs(2));
             assert!(world.keyring.stats().ready <= most.min(MAX_POOL));
         }
-        assert!(world.keyring.stats().ready >= most.min(MAX_POOL) / 2, "{:?}", world.keyring.stats());
+        assert!(world.keyring.stats().ready >= most.min(300) / 2, "{:?}", world.keyring.stats());
     }
 }
 
 #[test]
 fn ready_keys_expire_after_five_minutes_and_are_not_made_again_for_nobody() {
     let world = World::paused(true, options());
-    drop(world.keyring.new_file_key().unwrap());
+    drop(world.keyring.new_file_key(&DIR).unwrap());
     world.pass(Duration::from_secs(1));
     let (ready, calls) = (world.keyring.stats().ready, world.fake.calls());
     assert!(ready > 0);
@@ -64,8 +66,8 @@ fn ready_keys_expire_after_five_minutes_and_are_not_made_again_for_nobody() {
     assert_eq!(world.keyring.stats().ready, 0);
     world.pass(Duration::from_secs(3600));
     assert_eq!(world.fake.calls(), calls);
-    assert!(!world.keyring.has_ready());
-    drop(world.keyring.new_file_key().unwrap());
+    assert!(!world.keyring.has_ready(&DIR));
+    drop(world.keyring.new_file_key(&DIR).unwrap());
     world.pass(Duration::from_secs(1));
     assert!(world.keyring.stats().ready > 0);
 }
@@ -75,14 +77,14 @@ fn a_denied_create_is_refused_for_a_second_and_the_pool_keeps_quiet() {
     let world = World::paused(true, options());
     world.fake.set(Mood::Fail(Verdict::Denied));
     for _ in 0..20 {
-        assert!(matches!(world.keyring.new_file_key(), Err(KeyError::Denied(_))));
+        assert!(matches!(world.keyring.new_file_key(&DIR), Err(KeyError::Denied(_))));
     }
-    assert!(world.keyring.has_ready(), "a refusal needs no wait");
+    assert!(world.keyring.has_ready(&DIR), "a refusal needs no wait");
     // One call for the create; the pool was asked to fill once and stopped at the first answers.
     assert!(world.heard.reasons(Reason::Create) == 1 && world.heard.reasons(Reason::Pool) <= 24);
     world.pass(Duration::from_millis(1100));
     world.fake.set(Mood::Live);
-    assert!(world.keyring.new_file_key().is_ok());
+    assert!(world.keyring.new_file_key(&DIR).is_ok());
 }
 
 #[test]
@@ -121,7 +123,7 @@ fn prefetching_never_blocks_and_drops_what_is_too_much() {
 
 #[test]
 fn an_open_is_not_held_up_by_prefetches_under_a_low_rate() {
-    let world = World::paused(true, KeyringOptions { max_rps: 5, ..options() });
+    let world = World::paused(true, KeyringOptions { limits: Limits { per_second: 5, burst: 1 }, ..options() });
     (0..400).for_each(|n| world.keyring.prefetch(id(n), world.fake.slots()));
     world.pass(Duration::from_secs(3));
     let waiting = (0..400)
@@ -146,4 +148,84 @@ fn a_failed_prefetch_is_tried_on_for_who_needs_it() {
     assert!(world.get(&id(1)).is_ok());
     let unwraps = world.heard.0.lock().unwrap().iter().filter(|heard| heard.0 == Operation::Unwrap).count();
     assert_eq!(unwraps, 2);
+}
+
+#[test]
+fn what_is_made_in_vain_stays_in_proportion_to_what_is_used() {
+    let world = World::paused(true, options());
+    for used in [1, 10, 100] {
+        let before = world.fake.calls();
+        (0..used).for_each(|_| drop(world.keyring.new_file_key(&DIR).unwrap()));
+        world.pass(Duration::from_secs(400));
+        let made = world.fake.calls() - before;
+        assert!(made >= used && made <= 2 * used + 8, "{made} made for {used}");
+        assert_eq!(world.keyring.stats().ready, 0);
+    }
+}
+
+/// On a clock of its own: a create each `gap`, a call takes `takes`, as many at once as the pool may have.
+fn dry_after_start(gap: Duration, takes: Duration, creates: u32) -> (u32, usize) {
+    let start = tokio::time::Instant::now();
+    let mut state = State::new(16_384, MAX_POOL);
+    let mut coming: std::collections::VecDeque<tokio::time::Instant> = Default::default();
+    let (mut dry, mut made) = (0, 0);
+    for n in 0..creates {
+        let now = start + gap * n;
+        while coming.front().is_some_and(|at| *at <= now) {
+            let born = coming.pop_front().unwrap();
+            let known = Known { key: std::sync::Arc::new(Secret::from_fn(|_| ()).unwrap()), commitment: [0; 32] };
+            state.put_ready(Ready { file: id(u64::from(n)), known, wrapped: vec![1], born });
+        }
+        let late = gap * n > Duration::from_millis(500);
+        dry += u32::from(state.take_ready(now).is_none() && late);
+        let missing = state.pool_plan(coming.len(), now).0;
+        made += missing;
+        // What the rest of the calls leaves to the background.
+        (0..missing.min(48_usize.saturating_sub(coming.len()))).for_each(|_| coming.push_back(now + takes));
+    }
+    (dry, made)
+}
+
+#[test]
+fn a_pool_under_steady_demand_never_runs_dry_once_it_has_grown() {
+    for (gap, takes) in [(500, 20), (1_000, 20), (2_000, 80), (50_000, 200)] {
+        let (dry, made) = dry_after_start(Duration::from_micros(gap), Duration::from_millis(takes), 4000);
+        assert!(dry == 0 && made > 3900, "a create each {gap} us, {takes} ms a call: {dry} times dry, {made} made");
+    }
+}
+
+#[test]
+fn suggestions_are_fetched_as_far_as_they_are_used() {
+    let world = World::paused(true, options());
+    let suggest = |range: std::ops::Range<u64>| {
+        range.filter(|n| world.keyring.suggest(id(*n), world.fake.slots()) == Suggested::Taken).count()
+    };
+    assert_eq!(suggest(0..1000), 64, "nobody has used any");
+    assert_eq!(world.keyring.suggest(id(0), world.fake.slots()), Suggested::Needless);
+    assert_eq!(world.keyring.suggest(id(900), world.fake.slots()), Suggested::Full);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.heard.reasons(Reason::Prefetch), 64);
+    (0..64).for_each(|n| drop(world.get(&id(n)).unwrap()));
+    assert_eq!(world.fake.calls(), 64, "all were here");
+    assert_eq!(suggest(1000..2000), 128, "each use made room for two");
+    // Local keystores, locked keyrings and failing services take none.
+    let local = World::paused(false, options());
+    assert_eq!(local.keyring.suggest(id(1), local.fake.slots()), Suggested::NotNow);
+    world.keyring.lock();
+    assert_eq!(world.keyring.suggest(id(5000), world.fake.slots()), Suggested::NotNow);
+}
+
+#[test]
+fn a_denial_ends_what_is_fetched_ahead() {
+    let world = World::paused(true, options());
+    world.fake.set(Mood::Fail(Verdict::Denied));
+    let taken = (0..64).filter(|n| world.keyring.suggest(id(*n), world.fake.slots()) == Suggested::Taken).count();
+    world.pass(Duration::from_millis(200));
+    assert!(taken == 64 && world.fake.calls() <= 24, "{} calls after the first no", world.fake.calls());
+    assert_eq!(world.keyring.suggest(id(100), world.fake.slots()), Suggested::NotNow);
+    // What failed waits for no use: it may be suggested again when the service is back.
+    world.fake.set(Mood::Live);
+    world.pass(Duration::from_secs(2));
+    let again = (100..300).filter(|n| world.keyring.suggest(id(*n), world.fake.slots()) == Suggested::Taken).count();
+    assert_eq!(again, 64);
 }

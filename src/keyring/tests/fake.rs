@@ -8,20 +8,22 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::super::options::KeyringOptions;
-use super::super::{KeyError, Keyring};
+use super::super::{KeyError, Keyring, Limits};
 use crate::crypto::{Secret, kdf};
 use crate::format::slots::{KeySlot, Via};
-use crate::format::{FileId, VolumeId};
+use crate::format::{DirId, FileId, VolumeId};
 use crate::provider::{
     Context, KeyCall, KeyInfo, KeyUri, Observer, Operation, Provider, ProviderError, Reason, Verdict, Wrapped,
 };
 
 pub const VOLUME: VolumeId = VolumeId([3; 16]);
+pub const DIR: DirId = DirId([8; 16]);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mood {
     Live,
     Fail(Verdict),
+    Throttle,
     Hang,
 }
 
@@ -119,8 +121,12 @@ impl Fake {
         match mood {
             Mood::Live => Ok(self.secret_of(&file.unwrap())),
             Mood::Hang => std::future::pending().await,
-            Mood::Fail(verdict) => {
-                let (code, message) = ("Fake".to_owned(), "as told".to_owned());
+            Mood::Fail(_) | Mood::Throttle => {
+                let (verdict, code) = match mood {
+                    Mood::Fail(verdict) => (verdict, "Fake"),
+                    _ => (Verdict::Unreachable, "ThrottlingException"),
+                };
+                let (code, message) = (code.to_owned(), "as told".to_owned());
                 Err(ProviderError { verdict, code, message, request_id: Some("r-1".to_owned()) })
             }
         }
@@ -187,7 +193,8 @@ pub struct World {
 }
 
 pub fn options() -> KeyringOptions {
-    KeyringOptions { tenant: Some("acme".to_owned()), max_rps: 0, ..KeyringOptions::default() }
+    let limits = Limits { per_second: 0, burst: 1 };
+    KeyringOptions { tenant: Some("acme".to_owned()), limits, concurrency: 32, ..KeyringOptions::default() }
 }
 
 impl World {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::super::options::KeyringOptions;
 use super::super::{KeyError, Keyring};
-use super::fake::{Fake, Heard, Mood, VOLUME, World, id, options};
+use super::fake::{DIR, Fake, Heard, Mood, VOLUME, World, id, options};
 use crate::provider::Provider;
 use crate::sys::arena::arena;
 
@@ -15,7 +15,7 @@ use crate::sys::arena::arena;
 fn a_lock_wipes_what_others_still_hold_and_everything_after_is_locked() {
     let world = World::paused(true, options());
     let held = world.get(&id(1)).unwrap();
-    drop(world.keyring.new_file_key().unwrap());
+    drop(world.keyring.new_file_key(&DIR).unwrap());
     world.pass(Duration::from_secs(1));
     let ready = world.keyring.stats().ready;
     assert!(ready > 0 && !held.is_wiped());
@@ -23,9 +23,9 @@ fn a_lock_wipes_what_others_still_hold_and_everything_after_is_locked() {
     assert!(held.is_wiped() && held.expose() == &[0; 32]);
     assert!(world.keyring.cached(&id(1)).is_none());
     assert!(matches!(world.get(&id(1)), Err(KeyError::Locked)));
-    assert!(matches!(world.keyring.new_file_key(), Err(KeyError::Locked)));
+    assert!(matches!(world.keyring.new_file_key(&DIR), Err(KeyError::Locked)));
     world.keyring.prefetch(id(2), world.fake.slots());
-    assert!(!world.keyring.would_wait(&id(2), &world.fake.slots()) && world.keyring.has_ready());
+    assert!(!world.keyring.would_wait(&id(2), &world.fake.slots()) && world.keyring.has_ready(&DIR));
     assert_eq!(world.keyring.lock(), 0, "twice is no harm");
     let calls = world.fake.calls();
     world.pass(Duration::from_secs(1000));
@@ -48,7 +48,7 @@ fn what_a_call_brings_after_the_lock_is_wiped() {
             std::thread::scope(|scope| {
                 let late = scope.spawn(|| match create {
                     false => world.get(&id(1)).err(),
-                    true => world.keyring.new_file_key().err(),
+                    true => world.keyring.new_file_key(&DIR).err(),
                 });
                 gate[0].wait();
                 let start = Instant::now();
@@ -79,7 +79,7 @@ fn who_waits_is_told_at_once() {
                 })
             })
             .collect();
-        let creates = scope.spawn(|| world.keyring.new_file_key());
+        let creates = scope.spawn(|| world.keyring.new_file_key(&DIR));
         while world.fake.at_once.load(Ordering::SeqCst) < 11 {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -116,7 +116,7 @@ fn locks_under_load_leave_no_key_in_the_arena() {
                     while !stop.load(Ordering::Relaxed) {
                         n = (n * 25 + 7) % 600;
                         if n % 8 == 0 {
-                            drop(keyring.new_file_key());
+                            drop(keyring.new_file_key(&DIR));
                         }
                         if n % 16 == 1 {
                             keyring.prefetch(id(n + 1), fake.slots());

@@ -3,9 +3,9 @@
 use std::sync::Barrier;
 use std::time::Duration;
 
-use super::super::KeyError;
 use super::super::options::KeyringOptions;
-use super::fake::{Mood, VOLUME, World, id, options};
+use super::super::{KeyError, Limits};
+use super::fake::{DIR, Mood, VOLUME, World, id, options};
 use crate::crypto::envelope::EnvelopeKey;
 use crate::crypto::{Secret, kdf};
 use crate::format::slots::{KeySlot, Via};
@@ -154,21 +154,24 @@ fn a_local_no_is_never_remembered() {
     let world = World::paused(false, options());
     world.fake.set(Mood::Fail(Verdict::Denied));
     assert!(world.get(&id(1)).is_err());
-    assert!(world.keyring.new_file_key().is_err());
+    assert!(world.keyring.new_file_key(&DIR).is_err());
     world.fake.set(Mood::Live);
     assert!(world.get(&id(1)).is_ok());
-    assert!(world.keyring.new_file_key().is_ok());
+    assert!(world.keyring.new_file_key(&DIR).is_ok());
 }
 
 #[test]
 fn the_rate_holds_over_opens_and_creates() {
-    let world = World::paused(true, KeyringOptions { max_rps: 10, deadline: Duration::from_secs(60), ..options() });
+    let world = World::paused(
+        true,
+        KeyringOptions { limits: Limits { per_second: 10, burst: 2 }, deadline: Duration::from_secs(60), ..options() },
+    );
     std::thread::scope(|scope| {
         for n in 0..50 {
             let world = &world;
             scope.spawn(move || world.get(&id(n)).unwrap());
             if n % 5 == 0 {
-                scope.spawn(move || world.keyring.new_file_key().unwrap());
+                scope.spawn(move || world.keyring.new_file_key(&DIR).unwrap());
             }
         }
     });
@@ -178,6 +181,32 @@ fn the_rate_holds_over_opens_and_creates() {
     for pair in times.windows(13) {
         assert!(pair[12] - pair[0] >= Duration::from_millis(990), "13 calls in {:?}", pair[12] - pair[0]);
     }
+}
+
+#[test]
+fn a_service_that_throttles_is_asked_less() {
+    let span = |throttled: bool| {
+        let limits = Limits { per_second: 100, burst: 60 };
+        let world = World::paused(true, KeyringOptions { limits, ..options() });
+        if throttled {
+            world.fake.set(Mood::Throttle);
+            assert!(matches!(world.get(&id(1)), Err(KeyError::Unreachable(error)) if error.is_throttling()));
+            world.fake.set(Mood::Live);
+            world.fake.times.lock().unwrap().clear();
+        }
+        std::thread::scope(|scope| {
+            (100..150).for_each(|n| {
+                drop(scope.spawn({
+                    let world = &world;
+                    move || world.get(&id(n)).unwrap()
+                }))
+            });
+        });
+        let times = world.fake.times.lock().unwrap().clone();
+        *times.iter().max().unwrap() - *times.iter().min().unwrap()
+    };
+    let (usual, after) = (span(false), span(true));
+    assert!(after >= usual + Duration::from_millis(400), "50 calls took {usual:?}, after the complaint {after:?}");
 }
 
 #[test]
@@ -197,13 +226,15 @@ fn a_key_that_the_header_does_not_commit_to_is_damage() {
 #[test]
 fn a_group_key_opens_and_makes_without_a_call() {
     let world = World::paused(true, KeyringOptions { new_in_group: Some([5; 16]), ..options() });
-    assert!(matches!(world.keyring.new_file_key(), Err(KeyError::Misconfigured(error)) if error.code == "NoGroupKey"));
+    assert!(
+        matches!(world.keyring.new_file_key(&DIR), Err(KeyError::Misconfigured(error)) if error.code == "NoGroupKey")
+    );
     let group = || Secret::copy_from(&[0x77; 32]).unwrap();
     world.keyring.set_group([5; 16], group()).unwrap();
-    assert!(world.keyring.has_ready());
-    let new = world.keyring.new_file_key().unwrap();
-    let slots = [new.slot.clone()];
-    assert_eq!(new.slot.via, Via::Group([5; 16]));
+    assert!(world.keyring.has_ready(&DIR));
+    let new = world.keyring.new_file_key(&DIR).unwrap();
+    let slots = [new.slots[0].clone()];
+    assert_eq!(new.slots[0].via, Via::Group([5; 16]));
     assert_eq!(new.commitment, kdf::commitment(&new.key, new.file.as_bytes()).unwrap());
     world.keyring.forget(&new.file);
     assert!(!world.keyring.would_wait(&new.file, &slots));
@@ -211,7 +242,7 @@ fn a_group_key_opens_and_makes_without_a_call() {
     assert_eq!(again.expose(), new.key.expose());
     // The slot is the documented envelope, bound to volume and file.
     let place = [VOLUME.0, new.file.0].concat();
-    let opened = EnvelopeKey::new(group()).open_secret(&place, &new.slot.wrapped).unwrap();
+    let opened = EnvelopeKey::new(group()).open_secret(&place, &new.slots[0].wrapped).unwrap();
     assert_eq!(opened.expose(), new.key.expose());
     assert!(matches!(world.keyring.get(&id(9), &slots, &new.commitment), Err(KeyError::Damaged(_))), "another file's");
     assert_eq!(world.fake.calls(), 0);
