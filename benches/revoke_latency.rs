@@ -2,7 +2,8 @@
 //! `cargo bench --bench revoke_latency -- [--cycles N] [--keys N] [--open N] [--real N]`.
 //!
 //! `--cycles` are drills, which lock and come back at once; `--real` are keys disabled and enabled, where the poller has
-//! to find out first (poll interval 1 s). Needs root and `/dev/fuse`.
+//! to find out first (poll interval 1 s). Each is run with the mount taken away and with the mount held. Needs root and
+//! `/dev/fuse`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -106,19 +107,25 @@ fn main() {
             }
         }
     }
+    println!("{} keys in memory, {} files open, a tenth of them dirty", options.keys, options.open);
+    for on_revoke in ["unmount", "hold"] {
+        run(on_revoke, &options);
+    }
+}
+
+fn run(on_revoke: &str, options: &Options) {
     let store = Store::new();
-    let mount = rig::mount(&store, &[]);
+    let mount = rig::mount(&store, &["--on-revoke", on_revoke]);
     for dir in 0..100 {
         fs::create_dir(mount.at(format!("d{dir}"))).unwrap();
     }
     for file in 0..options.keys {
         fs::write(path(&mount, file), noise(file, 4000)).unwrap();
     }
-    println!("{} keys in memory, {} files open, a tenth of them dirty", options.keys, options.open);
 
     let mut drills = Times::default();
     for _ in 0..options.cycles {
-        let open = fill(&mount, &options);
+        let open = fill(&mount, options);
         let report = store.world.ok([OsStr::new("drill"), OsStr::new("--json"), mount.path.as_os_str()]);
         let report: serde_json::Value = serde_json::from_str(&report).unwrap();
         drills.lock(&report["lock"]);
@@ -127,29 +134,39 @@ fn main() {
         wait_until("the mount", PATIENCE, || rig::state(&mount) == "unlocked");
     }
     if options.cycles > 0 {
-        println!("\n{} drills", options.cycles);
+        println!("\n{on_revoke}: {} drills", options.cycles);
         drills.print();
     }
 
     let mut real = Times::default();
     for _ in 0..options.real {
-        let open = fill(&mount, &options);
+        let open = fill(&mount, options);
+        let mut byte = [0];
         let begun = Instant::now();
         store.disable_key();
-        // The mount is gone from the table of mounts: no command of ours is in the way.
-        wait_until("the placeholder", PATIENCE, || common::mounted(&mount.path).is_none_or(|kind| kind == "tmpfs"));
-        real.add("9 key disabled to gone", millis(begun.elapsed()));
+        // No command of ours is in the way: the mount is gone from the table of mounts, or refuses.
+        wait_until("the lock", PATIENCE, || match on_revoke {
+            "hold" => fs::symlink_metadata(path(&mount, 0)).is_err(),
+            _ => common::mounted(&mount.path).is_none_or(|kind| kind == "tmpfs"),
+        });
+        real.add(
+            if on_revoke == "hold" { "9 key disabled to refused" } else { "9 key disabled to gone" },
+            millis(begun.elapsed()),
+        );
         rig::wait_state(&mount, "locked");
         real.lock(&rig::report(&mount));
-        drop(open);
         let begun = Instant::now();
         store.enable_key();
-        wait_until("the mount", PATIENCE, || common::mounted(&mount.path).is_some_and(|kind| kind.starts_with("fuse")));
-        real.add("9 key enabled to mounted", millis(begun.elapsed()));
+        wait_until("the restore", PATIENCE, || match on_revoke {
+            "hold" => open.first().is_none_or(|file| file.read_at(&mut byte, 0).is_ok()),
+            _ => common::mounted(&mount.path).is_some_and(|kind| kind.starts_with("fuse")),
+        });
+        real.add("9 key enabled to usable", millis(begun.elapsed()));
+        drop(open);
         rig::wait_state(&mount, "unlocked");
     }
     if options.real > 0 {
-        println!("\n{} keys disabled and enabled, poll interval {}", options.real, rig::POLL);
+        println!("\n{on_revoke}: {} keys disabled and enabled, poll interval {}", options.real, rig::POLL);
         real.print();
     }
     mount.umount();

@@ -65,10 +65,18 @@ pub enum Command {
     /// The whole story in a minute, on the embedded keystore, in a temporary directory.
     Demo(DemoArgs),
     /// Start write-back of a mount; used by the daemon itself.
-    #[command(name = crate::supervisor::lock::SYNCFS_COMMAND, hide = true)]
+    #[command(name = crate::supervisor::SYNCFS_COMMAND, hide = true)]
     InternalSyncfs {
         /// The mount point.
         mountpoint: PathBuf,
+    },
+    /// Ask for a mount's space by many threads at once; used by the daemon itself.
+    #[command(name = crate::supervisor::STATFS_COMMAND, hide = true)]
+    InternalStatfs {
+        /// The mount point.
+        mountpoint: PathBuf,
+        /// How many.
+        threads: usize,
     },
 }
 
@@ -200,6 +208,15 @@ pub struct MountOptionArgs {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     #[serde(deserialize_with = "duration")]
     pub flush_deadline: Option<Duration>,
+    /// What a lock does with the mount: take it away, or hold it, so that everything answers ENOKEY and open files work
+    /// again after the restore (see docs/revocation.md) [default: unmount].
+    #[arg(long, value_enum, value_name = "WHAT", env = "HYOKFS_ON_REVOKE")]
+    pub on_revoke: Option<OnRevokeArg>,
+    /// How long opening or making a file waits for its key while the key service does not answer; then it fails with
+    /// EAGAIN (100ms to 10m) [default: 10s].
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, env = "HYOKFS_KEY_WAIT")]
+    #[serde(deserialize_with = "duration")]
+    pub key_wait: Option<Duration>,
     /// Refuse the volume unless this is its fingerprint (as `init` printed it).
     #[arg(long, value_name = "FINGERPRINT")]
     pub fingerprint: Option<String>,
@@ -234,6 +251,16 @@ pub struct MountOptionArgs {
     /// Other users may enter the mount.
     #[arg(long)]
     pub allow_other: bool,
+}
+
+/// What a lock does with the mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnRevokeArg {
+    /// Takes it away; a placeholder stands there until the volume is mounted again.
+    Unmount,
+    /// Keeps it.
+    Hold,
 }
 
 fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {

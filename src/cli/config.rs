@@ -1,22 +1,22 @@
 //! The configuration file and the options of `-o`, merged with the command line, which comes first.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
-
-use super::args::{MountArgs, MountOptionArgs};
+use super::args::{MountArgs, MountOptionArgs, OnRevokeArg};
 use crate::fuse::MountOptions;
 use crate::provider::KeySettings;
+use crate::supervisor::lock::OnRevoke;
 
 /// The file: options of `mount` under their own names, and a table `[key]` of settings of the key service.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct ConfigFile {
-    #[serde(flatten)]
-    options: toml::Table,
+    options: MountOptionArgs,
     key: KeySettings,
 }
+
+/// Shorter than any service's answer is a mistake, and so is a wait that programs take for a hang.
+const KEY_WAIT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
 
 /// Why the options of a mount could not be understood.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +37,16 @@ pub enum ConfigError {
         path: PathBuf,
         /// Where and why.
         message: String,
+    },
+    /// An option is out of range, wherever it was given.
+    #[error("{option} {given}: {why}")]
+    Range {
+        /// Its name.
+        option: &'static str,
+        /// Its value.
+        given: String,
+        /// What is allowed.
+        why: &'static str,
     },
     /// An option of `-o` is unknown or has a bad value.
     #[error("mount option `{option}`: {why}")]
@@ -74,9 +84,22 @@ impl MountConfig {
         self.options.lease.unwrap_or(Duration::from_secs(300))
     }
 
+    /// How long an open waits for its key.
+    pub fn key_wait(&self) -> Duration {
+        self.options.key_wait.unwrap_or(Duration::from_secs(10))
+    }
+
     /// The longest a lock waits for unwritten data.
     pub fn flush_deadline(&self) -> Duration {
         self.options.flush_deadline.unwrap_or(Duration::from_secs(5))
+    }
+
+    /// What a lock does with the mount.
+    pub fn on_revoke(&self) -> OnRevoke {
+        match self.options.on_revoke {
+            None | Some(OnRevokeArg::Unmount) => OnRevoke::Unmount,
+            Some(OnRevokeArg::Hold) => OnRevoke::Hold,
+        }
     }
 }
 
@@ -93,11 +116,15 @@ pub fn mount_config(args: MountArgs) -> Result<MountConfig, ConfigError> {
     if let Some(path) = &config {
         let file = read_file(path)?;
         settings = file.key;
-        from_file = options(file.options).map_err(|message| ConfigError::Parse { path: path.clone(), message })?;
+        from_file = file.options;
     }
     let from_opts = options(table).map_err(|why| ConfigError::Option { option: args.opts.join(","), why })?;
     let merged = merge(merge(args.options, from_opts), from_file);
     kernel.allow_other |= merged.allow_other;
+    if let Some(wait) = merged.key_wait.filter(|wait| !KEY_WAIT.contains(wait)) {
+        let given = humantime::format_duration(wait).to_string();
+        return Err(ConfigError::Range { option: "key-wait", given, why: "choose 100ms to 10m" });
+    }
     Ok(MountConfig {
         store: args.store,
         mountpoint: args.mountpoint,
@@ -120,6 +147,11 @@ fn read_file(path: &Path) -> Result<ConfigFile, ConfigError> {
         Some(key) => key.try_into().map_err(parse)?,
         None => KeySettings::default(),
     };
+    // Also for commands that use none of the options: a setting in the wrong table must not go unheard.
+    let options = self::options(options).map_err(|message| ConfigError::Parse {
+        path: path.to_owned(),
+        message: format!("{}; settings of the key service belong into the table [key]", message.trim_end()),
+    })?;
     Ok(ConfigFile { options, key })
 }
 
@@ -187,6 +219,8 @@ fn merge(first: MountOptionArgs, second: MountOptionArgs) -> MountOptionArgs {
         poll_interval: first.poll_interval.or(second.poll_interval),
         lease: first.lease.or(second.lease),
         flush_deadline: first.flush_deadline.or(second.flush_deadline),
+        on_revoke: first.on_revoke.or(second.on_revoke),
+        key_wait: first.key_wait.or(second.key_wait),
         fingerprint: first.fingerprint.or(second.fingerprint),
         key_cache: first.key_cache.or(second.key_cache),
         kms_max_rps: first.kms_max_rps.or(second.kms_max_rps),
@@ -207,7 +241,7 @@ mod tests {
 
     use clap::Parser;
 
-    use super::{MountConfig, mount_config};
+    use super::{MountConfig, OnRevoke, mount_config};
     use crate::cli::args::{Cli, Command};
 
     fn parse(words: &[&str]) -> Result<MountConfig, String> {
@@ -224,11 +258,12 @@ mod tests {
         let file = dir.path().join("volume.toml");
         std::fs::write(
             &file,
-            "poll-interval = \"9s\"\nlease = \"9m\"\nflush-deadline = \"9s\"\n[key]\nexternal-id = \"from-file\"\n",
+            "poll-interval = \"9s\"\nlease = \"9m\"\non-revoke = \"hold\"\nflush-deadline = \"9s\"\n[key]\nexternal-id = \"from-file\"\n",
         )
         .unwrap();
         let path = format!("config={},lease=8m,flush_deadline=8s", file.display());
         let config = parse(&["-o", &path, "--flush-deadline", "7s"]).unwrap();
+        assert_eq!(config.on_revoke(), OnRevoke::Hold);
         assert_eq!(config.poll_interval(), Duration::from_secs(9));
         assert_eq!(config.lease(), Duration::from_secs(480));
         assert_eq!(config.flush_deadline(), Duration::from_secs(7));
@@ -243,6 +278,28 @@ mod tests {
         let file = dir.path().join("volume.toml");
         std::fs::write(&file, "leese = \"9s\"\n").unwrap();
         assert!(parse(&["--config", file.to_str().unwrap()]).unwrap_err().contains("leese"));
+    }
+
+    #[test]
+    fn a_setting_in_the_wrong_table_is_refused_by_every_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("volume.toml");
+        std::fs::write(&file, "poll-interval = \"9s\"\nazure-tenant-id = \"x\"\n").unwrap();
+        let error = super::key_settings(Some(&file)).unwrap_err().to_string();
+        assert!(error.contains("azure-tenant-id") && error.contains("[key]"), "{error}");
+        std::fs::write(&file, "poll-interval = \"9s\"\n[key]\nazure-tenant-id = \"x\"\n").unwrap();
+        assert_eq!(super::key_settings(Some(&file)).unwrap().azure_tenant_id.as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn the_wait_for_a_key_is_ten_seconds_and_has_bounds() {
+        assert_eq!(parse(&[]).unwrap().key_wait(), Duration::from_secs(10));
+        assert_eq!(parse(&["-o", "key_wait=250ms"]).unwrap().key_wait(), Duration::from_millis(250));
+        for wrong in ["0s", "99ms", "601s"] {
+            let error = parse(&["--key-wait", wrong]).unwrap_err();
+            assert!(error.contains("key-wait") && error.contains("100ms to 10m"), "{error}");
+            assert!(parse(&["-o", &format!("key-wait={wrong}")]).is_err());
+        }
     }
 
     #[test]

@@ -97,7 +97,7 @@ fn sweep(mountpoint: &Path) -> Result<(), CliError> {
     let root = rustix::process::geteuid().is_root();
     let mut found = false;
     while let Top::Hyokfs(_) | Top::Placeholder = mount::top_of(mountpoint).map_err(at)? {
-        mount::detach(mountpoint, root).map_err(at)?;
+        mount::abandon(mountpoint, root).map_err(at)?;
         found = true;
     }
     if found {
@@ -137,6 +137,12 @@ fn show(status: &Status) {
     println!("  store        {}", status.store.display());
     println!("  volume       {}  fingerprint {}", status.volume, status.fingerprint);
     println!("  key          {}", status.key);
+    let held = if status.on_revoke == "hold" && status.state == "locked" {
+        "; held now: everything answers ENOKEY"
+    } else {
+        ""
+    };
+    println!("  on revoke    {}{held}", status.on_revoke);
     if let Some(verdict) = &status.last_verdict {
         let code = verdict.code.as_ref().map(|code| format!(" {code}")).unwrap_or_default();
         println!("  last verdict {}{code}, {:.1} s ago", verdict.verdict, verdict.age);
@@ -158,8 +164,14 @@ fn show(status: &Status) {
 /// The steps of a lock in one line.
 pub fn steps(lock: &LockReport) -> String {
     format!(
-        "gated {} ms, flushed {} ms, purged {} ms, wiped {} ms ({} keys), unmounted {} ms",
-        lock.gated_ms, lock.flushed_ms, lock.purged_ms, lock.wiped_ms, lock.keys, lock.unmounted_ms
+        "gated {} ms, flushed {} ms, purged {} ms, wiped {} ms ({} keys), {} {} ms",
+        lock.gated_ms,
+        lock.flushed_ms,
+        lock.purged_ms,
+        lock.wiped_ms,
+        lock.keys,
+        if lock.held { "held" } else { "unmounted" },
+        lock.unmounted_ms
     )
 }
 
@@ -196,7 +208,7 @@ pub fn drill(args: &JsonMountpointArgs) -> Result<(), CliError> {
         println!("drill on {}", mountpoint.display());
         println!("  locked       {}", steps(&lock));
         println!("  promise      locked within {} ms: {}", promise.as_millis(), if kept { "kept" } else { "BROKEN" });
-        println!("  mounted again {} ms after the drill began", back.as_millis());
+        println!("  unlocked     {} ms after the drill began", back.as_millis());
         for problem in &lock.problems {
             println!("  problem      {problem}");
         }

@@ -109,6 +109,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Audit(command) => audit::run(command),
         Command::Demo(args) => demo::run(&args),
         Command::InternalSyncfs { mountpoint } => mount::syncfs(&mountpoint),
+        Command::InternalStatfs { mountpoint, threads } => mount::statfs(&mountpoint, threads),
     }
 }
 

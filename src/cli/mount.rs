@@ -72,6 +72,8 @@ fn options(config: MountConfig) -> Result<RunOptions, CliError> {
         poll_interval: config.poll_interval(),
         lease: config.lease(),
         flush_deadline: config.flush_deadline(),
+        on_revoke: config.on_revoke(),
+        key_wait: config.key_wait(),
         fingerprint: config.options.fingerprint.clone(),
         key_cache: config.options.key_cache.unwrap_or(16_384),
         max_rps: config.options.kms_max_rps,
@@ -134,4 +136,24 @@ pub fn syncfs(mountpoint: &Path) -> Result<(), CliError> {
     let at = |error: rustix::io::Errno| CliError::Path { path: mountpoint.to_owned(), source: error.into() };
     let root = rustix::fs::open(mountpoint, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     rustix::fs::syncfs(root.map_err(at)?).map_err(at)
+}
+
+/// The helper that makes the kernel send a request to every thread of a session: waits for a line on its standard input,
+/// then asks for the mount's space by so many threads at once. It opens nothing that needs a request itself.
+pub fn statfs(mountpoint: &Path, threads: usize) -> Result<(), CliError> {
+    let at = |error: rustix::io::Errno| CliError::Path { path: mountpoint.to_owned(), source: error.into() };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(mountpoint, flags, Mode::empty()).map_err(at)?;
+    let mut line = String::new();
+    if !matches!(std::io::stdin().read_line(&mut line), Ok(1..)) {
+        return Ok(());
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let root = &root;
+            // The answer does not matter. Without a thread for one, the daemon says that it was not reached.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, move || rustix::fs::fstatfs(root));
+        }
+    });
+    Ok(())
 }

@@ -22,7 +22,7 @@ pub use error::{Damage, FileError};
 pub use state::Snapshot;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 use crate::format::page::{Geometry, PAGE, PREFIX, PageError, PageKeys, SPARSE, is_hole};
 use crate::store::Disk;
@@ -87,27 +87,7 @@ impl<D: Disk> PageFile<D> {
     /// file is shorter than its floor, or if its size tail is impossible; [`FileError::Io`].
     pub fn open(disk: D, header_len: usize, keys: Arc<PageKeys>) -> Result<Self, FileError> {
         let geometry = Geometry::new(header_len)?;
-        let len = disk.len()?;
-        let size = geometry.plain_size(len).ok_or(FileError::Unfinished)?;
-        let first = read_first(&disk, geometry, &keys)?;
-        if !geometry.tail_is_valid(len) {
-            return Err(damaged(len / PAGE as u64 - 1, Damage::Tail));
-        }
-        let Floor { value, sparse } = first.floor;
-        if size < value {
-            return Err(damaged(geometry.page_of(size), Damage::Truncated));
-        }
-        let must = value.min(geometry.cap(0) as u64) as usize;
-        if !sparse && first.data < must {
-            return Err(damaged(0, Damage::BelowFloor));
-        }
-        let mut state = State::new(keys, first.header, size, len, first.floor);
-        state.ragged = match geometry.pages(size) {
-            1 => Some((first.data as u64) < size),
-            _ if sparse => Some(true),
-            _ if value == size => Some(false),
-            _ => None,
-        };
+        let state = read_state(&disk, geometry, keys)?;
         Ok(Self::with_state(disk, geometry, state))
     }
 
@@ -120,7 +100,6 @@ impl<D: Disk> PageFile<D> {
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
     }
-
     /// The file header as page 0 carries it.
     pub fn header(&self) -> Vec<u8> {
         self.look().header.to_vec()
@@ -156,16 +135,39 @@ impl<D: Disk> PageFile<D> {
         drop(keys);
     }
 
-    /// Takes the keys again after [`PageFile::drop_keys`]; page 0 is read to prove that they fit.
+    /// As [`PageFile::drop_keys`], but does not wait for those under way: false if there are any, and then nothing has
+    /// happened. For a lock, which a read that hangs in the store must not hold up.
+    pub fn try_drop_keys(&self) -> bool {
+        let keys = match self.state.try_write() {
+            Ok(mut state) => state.keys.take(),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().keys.take(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        drop(keys);
+        true
+    }
+
+    /// Takes the keys again after [`PageFile::drop_keys`], and reads everything else anew as [`PageFile::open`] does:
+    /// nothing of the time before is believed. A size tail that could not be put before is put now.
     ///
     /// # Errors
-    /// [`FileError::Damaged`] if page 0 doesn't open with them, [`FileError::Unfinished`], [`FileError::Io`].
+    /// As [`PageFile::open`].
     pub fn restore_keys(&self, keys: Arc<PageKeys>) -> Result<(), FileError> {
         let state = &mut *self.change();
-        let first = read_first(&self.disk, self.geometry, &keys)?;
-        state.header = first.header;
-        state.keys = Some(keys);
+        self.tell_size(state)?;
+        *state = read_state(&self.disk, self.geometry, keys)?;
+        self.publish(state);
         Ok(())
+    }
+
+    /// Whether the ciphertext file has the length that was last given to it, so that nobody else has cut or lengthened
+    /// it meanwhile. True where a failed write left that unknown.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn is_as_left(&self) -> Result<bool, FileError> {
+        let known = self.look().disk_len;
+        Ok(known.is_none() || known == Some(self.disk.len()?))
     }
 
     /// Whether the keys are gone.
@@ -228,6 +230,32 @@ fn fetch<D: Disk>(disk: &D, off: u64, buf: &mut [u8]) -> Result<usize, FileError
     let border = got.next_multiple_of(PAGE).min(buf.len());
     buf[got..border].fill(0);
     Ok(got)
+}
+
+/// Reads what a file that is opened must know.
+fn read_state<D: Disk>(disk: &D, geometry: Geometry, keys: Arc<PageKeys>) -> Result<State, FileError> {
+    let len = disk.len()?;
+    let size = geometry.plain_size(len).ok_or(FileError::Unfinished)?;
+    let first = read_first(disk, geometry, &keys)?;
+    if !geometry.tail_is_valid(len) {
+        return Err(damaged(len / PAGE as u64 - 1, Damage::Tail));
+    }
+    let Floor { value, sparse } = first.floor;
+    if size < value {
+        return Err(damaged(geometry.page_of(size), Damage::Truncated));
+    }
+    let must = value.min(geometry.cap(0) as u64) as usize;
+    if !sparse && first.data < must {
+        return Err(damaged(0, Damage::BelowFloor));
+    }
+    let mut state = State::new(keys, first.header, size, len, first.floor);
+    state.ragged = match geometry.pages(size) {
+        1 => Some((first.data as u64) < size),
+        _ if sparse => Some(true),
+        _ if value == size => Some(false),
+        _ => None,
+    };
+    Ok(state)
 }
 
 /// Reads and opens page 0.

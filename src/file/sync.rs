@@ -1,7 +1,7 @@
 //! Making things durable: the size tail, the sync, the floor.
 
 use std::io;
-use std::sync::PoisonError;
+use std::sync::{PoisonError, TryLockError};
 
 use super::state::{Floor, Snapshot, State};
 use super::{FileError, PageFile};
@@ -54,7 +54,20 @@ impl<D: Disk> PageFile<D> {
     /// # Errors
     /// [`FileError::Io`].
     pub fn begin_sync(&self) -> Result<Snapshot, FileError> {
-        let state = &mut *self.change();
+        self.snapshot(&mut self.change())
+    }
+
+    /// As [`PageFile::begin_sync`], but nothing if a request is at work on the file: a lock cannot wait for one that
+    /// hangs in the store.
+    pub fn try_begin_sync(&self) -> Option<Result<Snapshot, FileError>> {
+        match self.state.try_write() {
+            Ok(mut state) => Some(self.snapshot(&mut state)),
+            Err(TryLockError::Poisoned(poisoned)) => Some(self.snapshot(&mut poisoned.into_inner())),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn snapshot(&self, state: &mut State) -> Result<Snapshot, FileError> {
         self.tell_size(state)?;
         if state.was_changed() {
             self.last_len(state)?;

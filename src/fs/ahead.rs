@@ -140,6 +140,10 @@ impl Sweep {
     fn run(mut self, listings: &Receiver<Listed>) {
         let mut waits_since: Option<Instant> = None;
         loop {
+            if self.stack.is_empty() || waits_since.is_some() {
+                // The thread lives on through locks: nothing of a header's check may stay on its stack while it waits.
+                crate::sys::stack::scrub();
+            }
             let message = if self.stack.is_empty() {
                 listings.recv().map_err(|_| TryRecvError::Disconnected)
             } else if waits_since.is_some() {

@@ -1,17 +1,18 @@
 //! Attributes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, FileType, Mode, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::Errno;
 
+use super::Fs;
 use super::error::FsError;
 use super::inode::{Inode, lock};
 use super::links::target_len;
 use super::nodes::encode_device;
 use super::reach::proc_path;
 use super::types::{Attr, Caller, Fh, Ino, Kind, ROOT, SetAttr, Statfs, TimeOrNow, now, spec_time, time, timespec};
-use super::{Fs, Phase};
 use crate::file::plain_size;
 use crate::format::page::PAGE;
 
@@ -37,6 +38,7 @@ impl Fs {
             Kind::Directory => length,
             _ => 0,
         };
+        inode.told.store(size, Ordering::Release);
         let ctime = time(stat.st_ctime, stat.st_ctime_nsec);
         Ok(Attr {
             ino: inode.ino,
@@ -180,11 +182,8 @@ impl Fs {
         self.drop_capability(inode);
     }
 
-    /// Space and inodes.
+    /// Space and inodes; also while the volume is locked, for it tells nothing that the store does not show.
     pub fn statfs(&self) -> Result<Statfs, FsError> {
-        if self.phase() == Phase::Closed {
-            return Err(FsError::Locked);
-        }
         let stat = rustix::fs::fstatvfs(self.store.root())?;
         // What fits is a little less than the store's blocks hold: every page carries its seal.
         let scaled = |blocks: u64| (u128::from(blocks) * u128::from(CAP) / PAGE as u128) as u64;

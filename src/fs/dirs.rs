@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -57,7 +58,10 @@ impl Fs {
 
     /// The id of a directory; read and checked against where it stands when it is first needed.
     pub(super) fn dir_id(&self, keys: &VolumeKeys, dir: &Arc<Inode>) -> Result<DirId, FsError> {
-        if let Some(id) = dir.dir.get() {
+        let (epoch, known) = (self.table.epoch(), dir.dir.get());
+        if let Some(id) = known
+            && dir.epoch.load(Ordering::Acquire) == epoch
+        {
             return Ok(*id);
         }
         if Arc::ptr_eq(dir, &self.root) {
@@ -68,7 +72,12 @@ impl Fs {
         if record.parents.is_empty() || parents.iter().any(|parent| !record.parents.contains(parent)) {
             return Err(FsError::damaged(format!("directory {} was moved behind hyokfs's back", record.dir)));
         }
-        Ok(*dir.dir.get_or_init(|| record.dir))
+        if known.is_some_and(|known| *known != record.dir) {
+            return Err(FsError::damaged(format!("directory {} got another record behind hyokfs's back", record.dir)));
+        }
+        let id = *dir.dir.get_or_init(|| record.dir);
+        dir.epoch.store(epoch, Ordering::Release);
+        Ok(id)
     }
 
     /// Changes the directories that a directory may stand in.
@@ -169,6 +178,10 @@ impl Fs {
         lookups: u64,
     ) -> Result<Arc<Inode>, FsError> {
         let inode = self.table.intern(stat, lookups).ok_or_else(|| FsError::os(Errno::IO))?;
+        if let Err(error) = self.compare(&inode) {
+            self.forget(inode.ino, lookups);
+            return Err(error);
+        }
         inode.add_place(dir, entry, name);
         Ok(inode)
     }

@@ -7,17 +7,20 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::error::FsError;
-use super::inode::{lock, read, write};
+use super::inode::{Inode, lock, read, write};
+use super::live::Live;
 use super::types::{Ino, Kind, Settled};
 use super::{Fs, Phase};
 use crate::format::volume::Volume;
 
-/// How long [`Fs::wipe`] waits for requests that still use the volume's keys.
-const LAST_REQUESTS: Duration = Duration::from_secs(1);
+/// How long [`Fs::wipe`] waits for requests that still use keys.
+const LAST_REQUESTS: Duration = Duration::from_millis(500);
+/// How long a step that finds a file in use waits before it looks again.
+const PAUSE: Duration = Duration::from_millis(1);
 
 impl Fs {
     /// From now on everything is answered with [`FsError::Locked`], except what the kernel needs to write its cache back
-    /// (writes, times, syncs), the root's attributes, forgetting and closing.
+    /// (writes, times, syncs), the root's attributes, space, forgetting and closing.
     pub fn gate(&self) {
         self.phase.fetch_max(Phase::Gated as u8, Ordering::AcqRel);
     }
@@ -61,22 +64,40 @@ impl Fs {
     }
 
     /// Puts sizes and times of all open files to the store and everything on the disk, for which it waits at most `limit`:
-    /// a disk that hangs must not keep the keys in memory. What is in the store's page cache by then is ciphertext.
+    /// neither a disk that hangs nor a request that hangs in one file must keep the keys in memory. What is in the store's
+    /// page cache by then is ciphertext.
     pub fn settle(&self, limit: Duration) -> Settled {
+        let until = Instant::now() + limit;
         let mut settled = Settled::default();
         let mut begun = Vec::new();
-        for inode in self.table.all(false) {
-            let Some(live) = inode.live() else { continue };
-            match live.file.begin_sync().map_err(FsError::from).and_then(|begun| live.put_times().map(|()| begun)) {
-                Ok(snapshot) => {
-                    settled.files += 1;
-                    begun.push((live, snapshot));
+        let all = self.table.all(false).into_iter();
+        let mut open: Vec<(Arc<Inode>, Arc<Live>)> =
+            all.filter_map(|inode| inode.live().map(|live| (inode, live))).collect();
+        loop {
+            // Files in use come last, so that one that hangs does not keep the others' sizes from the store.
+            open.retain(|(inode, live)| {
+                let Some(tried) = live.file.try_begin_sync() else { return true };
+                match tried.map_err(FsError::from).and_then(|snapshot| live.put_times().map(|()| snapshot)) {
+                    Ok(snapshot) => {
+                        settled.files += 1;
+                        begun.push((Arc::clone(live), snapshot));
+                    }
+                    Err(error) => settled.errors.push(format!("inode {}: {error}", inode.ino)),
                 }
-                Err(error) => settled.errors.push(format!("inode {}: {error}", inode.ino)),
+                false
+            });
+            if open.is_empty() || Instant::now() >= until {
+                break;
             }
+            std::thread::sleep(PAUSE);
+        }
+        for (inode, _) in &open {
+            settled
+                .errors
+                .push(format!("inode {}: a request hangs in the store, so its size was not put there", inode.ino));
         }
         let moved = std::mem::take(&mut *lock(&self.narrow));
-        match self.sync_store(limit) {
+        match self.sync_store(until.saturating_duration_since(Instant::now())) {
             Ok(()) => {
                 begun.into_iter().for_each(|(live, snapshot)| live.file.end_sync(snapshot));
                 if let Some(keys) = read(&self.keys).clone() {
@@ -108,46 +129,72 @@ impl Fs {
     }
 
     /// Drops every key and plaintext name. Closes what was not closed yet; open handles stay and work again after
-    /// [`Fs::reopen`].
-    pub fn wipe(&self) {
+    /// [`Fs::reopen`]. Gives how many files a request still holds the keys of after half a second (it hangs in the store);
+    /// they are wiped when it ends.
+    pub fn wipe(&self) -> usize {
         self.close_writes();
         let mut keys = write(&self.keys).take();
+        let until = Instant::now() + LAST_REQUESTS;
+        let mut busy = self.drop_page_keys(until);
         for inode in self.table.all(false) {
-            if let Some(live) = inode.live() {
-                live.file.drop_keys();
-            }
             for place in &mut write(&inode.places).list {
                 place.plain = None;
             }
         }
         // Requests that came in before the gate may still hold the volume's keys; they end by themselves.
-        let until = Instant::now() + LAST_REQUESTS;
         while let Some(shared) = keys.take() {
             match Arc::try_unwrap(shared) {
                 Ok(last) => drop(last),
                 Err(shared) if Instant::now() < until => {
                     keys = Some(shared);
-                    std::thread::sleep(Duration::from_millis(1));
+                    std::thread::sleep(PAUSE);
                 }
                 Err(_) => tracing::warn!("a request still holds the volume's keys; they are wiped when it ends"),
             }
         }
         // One of them may have opened a file meanwhile.
-        for inode in self.table.all(false) {
-            if let Some(live) = inode.live() {
-                live.file.drop_keys();
+        busy.extend(self.drop_page_keys(Instant::now()));
+        busy.sort_by_key(|live| Arc::as_ptr(live) as usize);
+        busy.dedup_by_key(|live| Arc::as_ptr(live) as usize);
+        let left = busy.len();
+        if left > 0 {
+            let wait = move || busy.iter().for_each(|live| live.file.drop_keys());
+            if let Err(error) = std::thread::Builder::new().name("late-wipe".into()).spawn(wait) {
+                tracing::error!(%error, "no thread to wipe the keys of {left} files with that are in use");
             }
+        }
+        left
+    }
+
+    /// Drops the page keys of all open files; gives those that were in use until then.
+    fn drop_page_keys(&self, until: Instant) -> Vec<Arc<Live>> {
+        let mut open: Vec<Arc<Live>> = self.table.all(false).iter().filter_map(|inode| inode.live()).collect();
+        loop {
+            open.retain(|live| !live.file.try_drop_keys());
+            if open.is_empty() || Instant::now() >= until {
+                return open;
+            }
+            std::thread::sleep(PAUSE);
         }
     }
 
-    /// Opens the volume again with the same store and fresh keys. Open files get their keys when they are next used.
+    /// Opens the volume again with the same store and fresh keys. Open files get their keys when they are next used, and
+    /// everything that was known of the store is compared with it first.
     ///
     /// # Errors
-    /// [`FsError::Damaged`] if it is another volume.
+    /// [`FsError::Damaged`] if it is another volume, or the root directory is not what it was. The volume stays locked.
     pub fn reopen(&self, volume: Volume) -> Result<(), FsError> {
-        if volume.record.volume != self.volume {
+        let record = &volume.record;
+        if record.volume != self.volume {
             return Err(FsError::damaged("the store's record now names another volume"));
         }
+        if (record.suite, record.names, usize::from(record.header_len)) != (self.suite, self.names, self.header_len) {
+            return Err(FsError::damaged(
+                "the store's record has another cipher, name mode or header length than before",
+            ));
+        }
+        self.table.next_epoch();
+        self.dir_id(&volume.keys, &self.root)?;
         *write(&self.keys) = Some(Arc::new(volume.keys));
         self.phase.store(Phase::Open as u8, Ordering::Release);
         Ok(())

@@ -81,6 +81,12 @@ pub(super) struct Inode {
     pub opens: AtomicU32,
     /// Handles that may write.
     pub writers: AtomicU32,
+    /// The table's epoch in which it was last compared with the store.
+    pub epoch: AtomicU64,
+    /// It was changed or removed behind hyokfs's back while the volume was locked, and the kernel may remember more of it.
+    pub stale: AtomicBool,
+    /// Files: the size that the kernel was last told.
+    pub told: AtomicU64,
     table: Weak<Table>,
 }
 
@@ -148,6 +154,8 @@ pub(super) struct Table {
     next: AtomicU64,
     device: u64,
     root: u64,
+    /// Counts the times that the volume was opened again after a lock.
+    epoch: AtomicU64,
 }
 
 impl Table {
@@ -159,7 +167,18 @@ impl Table {
             next: AtomicU64::new(1 << 63),
             device: root.st_dev,
             root: root.st_ino,
+            epoch: AtomicU64::new(0),
         })
+    }
+
+    /// How often the volume was opened again after a lock.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// From now on every inode is compared with the store before it is used.
+    pub fn next_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
     fn shard(&self, ino: Ino) -> &Mutex<HashMap<Ino, Slot>> {
@@ -247,6 +266,9 @@ impl Table {
             file: OnceLock::new(),
             opens: AtomicU32::new(0),
             writers: AtomicU32::new(0),
+            epoch: AtomicU64::new(self.epoch()),
+            stale: AtomicBool::new(false),
+            told: AtomicU64::new(0),
             table: Arc::downgrade(self),
         }
     }

@@ -53,7 +53,10 @@ impl Fs {
     pub fn read(&self, _ino: Ino, fh: Fh, off: u64, buf: &mut [u8]) -> Result<usize, FsError> {
         self.enter()?;
         let (handle, live) = self.open_file(fh)?;
-        self.with_live(&handle.inode, &live, |file| file.read(off, buf))
+        let length = self.with_live(&handle.inode, &live, |file| file.read(off, buf))?;
+        // A read that hung in the store may end after a lock: it must not bring plaintext back to the kernel.
+        self.enter()?;
+        Ok(length)
     }
 
     /// Writes all of `data`. `from_cache`: the kernel writes its cache back, keeps the time and will send it.
@@ -67,7 +70,12 @@ impl Fs {
         from_cache: bool,
         kill_privs: bool,
     ) -> Result<usize, FsError> {
-        self.enter_write_back()?;
+        if let Err(error) = self.enter_write_back() {
+            if from_cache {
+                self.refused.fetch_add(data.len() as u64, Ordering::Relaxed);
+            }
+            return Err(error);
+        }
         let (handle, live) = self.open_file(fh)?;
         self.with_live(&handle.inode, &live, |file| {
             let before = file.size();

@@ -286,6 +286,8 @@ impl Fs {
             return Ok(());
         }
         let Some(live) = write(&inode.live).take() else { return Ok(()) };
+        // Sizes that writes made are the kernel's own; it was never told them.
+        inode.told.store(live.file.size(), Ordering::Release);
         let tail = live.file.put_tail().map_err(FsError::from);
         if !live.file.is_locked() {
             let before = lock(&live.times).stale;

@@ -21,6 +21,7 @@
 //! symlinks hold 1,023 bytes. Longer targets give `ENAMETOOLONG`.
 
 mod ahead;
+mod anew;
 mod attr;
 mod dirs;
 mod error;
@@ -112,6 +113,8 @@ pub struct Fs {
     phase: AtomicU8,
     kept: Kept,
     written: AtomicU64,
+    /// Plaintext bytes of the kernel's cache that were refused.
+    refused: AtomicU64,
     settled: AtomicU64,
     /// Inodes whose parents are wider than needed, until their move is durable.
     narrow: Mutex<Vec<Arc<Inode>>>,
@@ -159,6 +162,7 @@ impl Fs {
             phase: AtomicU8::new(Phase::Open as u8),
             kept: Kept::new(options.max_path_fds),
             written: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             settled: AtomicU64::new(0),
             narrow: Mutex::default(),
             bare_link: AtomicBool::new(true),
@@ -201,7 +205,9 @@ impl Fs {
         if ino == ROOT {
             return Ok(Arc::clone(&self.root));
         }
-        self.table.get(ino).ok_or_else(|| FsError::os(Errno::STALE))
+        let inode = self.table.get(ino).ok_or_else(|| FsError::os(Errno::STALE))?;
+        self.compare(&inode)?;
+        Ok(inode)
     }
 
     /// A directory the kernel knows.
@@ -215,7 +221,9 @@ impl Fs {
     }
 
     fn handle(&self, fh: Fh) -> Result<Arc<Handle>, FsError> {
-        read(self.handles(fh)).get(&fh).cloned().ok_or_else(|| FsError::os(Errno::BADF))
+        let handle = read(self.handles(fh)).get(&fh).cloned().ok_or_else(|| FsError::os(Errno::BADF))?;
+        self.compare(&handle.inode)?;
+        Ok(handle)
     }
 
     fn add_handle(&self, handle: Handle) -> Fh {
@@ -243,6 +251,16 @@ impl Fs {
     /// Plaintext bytes taken by [`Fs::write`] since the mount.
     pub fn bytes_written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// Plaintext bytes of the kernel's cache that were refused since the mount: what a lock has given up.
+    pub fn bytes_refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing is answered any more.
+    pub fn is_closed(&self) -> bool {
+        self.phase() == Phase::Closed
     }
 
     /// The store below.

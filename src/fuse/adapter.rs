@@ -1,8 +1,8 @@
 //! One kernel request, one call of the filesystem. Decodes and answers; decides nothing.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use fuser::{
     WriteFlags,
 };
 
+use super::clean::{Cleaner, READ_BUFFER};
 use super::convert;
 use super::errno::errno;
 use super::session::MAX_REQUEST;
@@ -33,31 +34,62 @@ const GENERATION: Generation = Generation(0);
 /// Requests that the kernel may keep in flight on its own account (read-ahead, write-back).
 const MAX_BACKGROUND: u16 = 64;
 
+/// The protocol's version that has `FUSE_NOTIFY_INC_EPOCH`.
+const EPOCHS: (u32, u32) = (7, 44);
+
+/// How long the kernel remembers that there is no such name where [`EPOCHS`] is missing: nothing takes such an entry
+/// back then, and a volume that is locked in place must not go on to tell which names it has not.
+const NEGATIVE_WITHOUT_EPOCHS: Duration = Duration::from_secs(1);
+
 pub(super) struct Adapter {
     fs: Arc<Fs>,
     waiters: Waiters,
+    cleaner: Arc<Cleaner>,
+    negative: Duration,
 }
 
-thread_local! {
-    /// Where READ puts plaintext before it goes to the kernel; wiped when the thread ends by the allocator.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+/// The filesystem, for one request. When it goes the answer has been sent.
+struct Served<'a> {
+    adapter: &'a Adapter,
+    large: bool,
+}
+
+impl Deref for Served<'_> {
+    type Target = Fs;
+
+    fn deref(&self) -> &Fs {
+        &self.adapter.fs
+    }
+}
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        if self.adapter.fs.is_closed() {
+            self.adapter.cleaner.after_answer(self.large);
+        }
+    }
 }
 
 impl Adapter {
-    pub(super) fn new(fs: Arc<Fs>) -> Self {
-        Adapter { fs, waiters: Waiters::default() }
+    pub(super) fn new(fs: Arc<Fs>, cleaner: Arc<Cleaner>) -> Self {
+        Adapter { fs, waiters: Waiters::default(), cleaner, negative: TTL }
     }
 
-    fn fs(&self) -> &Fs {
+    fn fs(&self) -> Served<'_> {
         // Requests leave states of keys on the worker's stack.
         stack::scrub_at_end();
-        &self.fs
+        Served { adapter: self, large: false }
+    }
+
+    /// As [`Adapter::fs`], for requests that bring data along.
+    fn fs_for_data(&self) -> Served<'_> {
+        Served { large: true, ..self.fs() }
     }
 
     /// Runs `job` here, or on a waiter if it would make a call to the key service.
     fn with_key(&self, need: KeyNeed, job: impl FnOnce(&Fs) + Send + 'static) {
         if !self.fs.may_wait(need) {
-            return job(self.fs());
+            return job(&self.fs());
         }
         let fs = self.fs.clone();
         self.waiters.run(move || job(&fs));
@@ -133,6 +165,10 @@ impl Filesystem for Adapter {
                 tracing::debug!(?flag, "this kernel does not offer it");
             }
         }
+        let abi = config.kernel_abi();
+        if (abi.0, abi.1) < EPOCHS {
+            self.negative = NEGATIVE_WITHOUT_EPOCHS;
+        }
         let _ = config.set_max_write(MAX_REQUEST);
         let _ = config.set_max_background(MAX_BACKGROUND);
         Ok(())
@@ -141,7 +177,7 @@ impl Filesystem for Adapter {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.fs().lookup(parent.0, name) {
             Ok(attr) => reply.entry(&TTL, &convert::attr(&attr), GENERATION),
-            Err(FsError::NotFound) => reply.entry(&TTL, &absent(), GENERATION),
+            Err(FsError::NotFound) => reply.entry(&self.negative, &absent(), GENERATION),
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -187,7 +223,7 @@ impl Filesystem for Adapter {
             answer!(reply, fs.setattr(&caller, ino.0, &change), attr => reply.attr(&TTL, &convert::attr(&attr)));
         };
         // Only a new size needs the file's key.
-        if size.is_some() { self.with_key(KeyNeed::Open(ino.0), job) } else { job(self.fs()) }
+        if size.is_some() { self.with_key(KeyNeed::Open(ino.0), job) } else { job(&self.fs()) }
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -281,12 +317,14 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        BUFFER.with_borrow_mut(|buffer| {
+        // Outlives the use of the buffer, which it may have to wipe.
+        let fs = self.fs();
+        READ_BUFFER.with_borrow_mut(|buffer| {
             let size = size.min(MAX_REQUEST) as usize;
             if buffer.len() < size {
                 buffer.resize(size, 0);
             }
-            answer!(reply, self.fs().read(ino.0, fh.0, offset, &mut buffer[..size]), length => {
+            answer!(reply, fs.read(ino.0, fh.0, offset, &mut buffer[..size]), length => {
                 reply.data(&buffer[..length.min(size)]);
             });
         });
@@ -306,7 +344,7 @@ impl Filesystem for Adapter {
     ) {
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        answer!(reply, self.fs().write(ino.0, fh.0, offset, data, from_cache, kill), length => {
+        answer!(reply, self.fs_for_data().write(ino.0, fh.0, offset, data, from_cache, kill), length => {
             reply.written(length.min(data.len()) as u32);
         });
     }
@@ -340,14 +378,16 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let result = self.fs().readdir(ino.0, fh.0, offset, false, &mut |entry| {
+        let fs = self.fs();
+        let result = fs.readdir(ino.0, fh.0, offset, false, &mut |entry| {
             reply.add(INodeNo(entry.ino), entry.next_off, convert::kind(entry.kind), entry.name)
         });
         answer!(reply, result, () => reply.ok());
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let result = self.fs().readdir(ino.0, fh.0, offset, true, &mut |entry| {
+        let fs = self.fs();
+        let result = fs.readdir(ino.0, fh.0, offset, true, &mut |entry| {
             let attr = entry.attr.as_ref().map_or_else(
                 // Without attributes the kernel takes the name and asks later (nodeid 0).
                 || FileAttr { kind: convert::kind(entry.kind), ..absent() },
@@ -373,7 +413,7 @@ impl Filesystem for Adapter {
     }
 
     fn setxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
-        empty(reply, self.fs().setxattr(ino.0, name, value, flags));
+        empty(reply, self.fs_for_data().setxattr(ino.0, name, value, flags));
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

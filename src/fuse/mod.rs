@@ -6,6 +6,7 @@
 //! the protocol; nothing outside this module names it.
 
 pub mod adapter;
+pub mod clean;
 mod convert;
 pub mod errno;
 pub mod mount;

@@ -313,6 +313,15 @@ pub fn detach(path: &Path, root: bool) -> io::Result<()> {
     fusermount(&["-u", "-z"], path)
 }
 
+/// Takes away what a daemon that is gone has left on `path`. A daemon that was killed while its store hung may still be
+/// waiting in the kernel for a page that nobody will bring; ending the connection first lets it go (root only).
+pub fn abandon(path: &Path, root: bool) -> io::Result<()> {
+    if root && unmount(path, UnmountFlags::FORCE | UnmountFlags::NOFOLLOW).is_ok() {
+        return Ok(());
+    }
+    detach(path, root)
+}
+
 fn fusermount(flags: &[&str], path: &Path) -> io::Result<()> {
     let output = Command::new("fusermount3").args(flags).arg("--").arg(path).stdin(Stdio::null()).output()?;
     if output.status.success() {

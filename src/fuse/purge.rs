@@ -5,18 +5,24 @@
 //! must be called from a thread that is no worker and holds no lock.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use fuser::{INodeNo, Notifier};
+
+/// `FUSE_NOTIFY_INC_EPOCH` (`include/uapi/linux/fuse.h`, protocol 7.44, Linux 6.16).
+const INC_EPOCH: i32 = 8;
 
 /// Sends notifications for one connection.
 #[derive(Clone)]
 pub struct Purge {
     notifier: Notifier,
+    device: Arc<OwnedFd>,
 }
 
 impl Purge {
-    pub(super) fn new(notifier: Notifier) -> Self {
-        Purge { notifier }
+    pub(super) fn new(notifier: Notifier, device: Arc<OwnedFd>) -> Self {
+        Purge { notifier, device }
     }
 
     /// Writes back and drops everything the kernel has of this inode: data, cached directory, link target, attributes.
@@ -35,5 +41,16 @@ impl Purge {
             // ENOTEMPTY and EBUSY: something is mounted there or in use; it is unhashed or goes with the mount.
             Err(error) => !matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOTCONN)),
         }
+    }
+
+    /// Has the kernel ask again before it uses any name that it knows by now, also those of files that are not there and
+    /// those that requests under way are about to bring. False where the kernel has no such notification (before Linux
+    /// 6.16): there names that are not there are remembered for a second only.
+    pub fn all_names(&self) -> bool {
+        // `struct fuse_out_header`: length, code of the notification, 0 for "no request".
+        let mut message = [0_u8; 16];
+        message[..4].copy_from_slice(&16_u32.to_ne_bytes());
+        message[4..8].copy_from_slice(&INC_EPOCH.to_ne_bytes());
+        rustix::io::write(&*self.device, &message).is_ok()
     }
 }

@@ -1,6 +1,7 @@
 //! A running connection: worker threads that read requests until the mount is gone.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -10,6 +11,7 @@ use std::time::Duration;
 use fuser::{Config, Notifier, SessionACL};
 
 use super::adapter::Adapter;
+use super::clean::Cleaner;
 use super::mount::{Attached, Device};
 use super::purge::Purge;
 use super::tune;
@@ -27,6 +29,9 @@ fn workers() -> usize {
 pub struct Session {
     attached: Attached,
     notifier: Notifier,
+    /// The connection itself, for notifications that fuser does not know.
+    device: Arc<OwnedFd>,
+    cleaner: Arc<Cleaner>,
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     over: Receiver<()>,
@@ -38,11 +43,13 @@ impl Session {
     pub fn start(device: Device, fs: Arc<Fs>, on_end: impl FnOnce() + Send + 'static) -> io::Result<Session> {
         let Device { fd, mountpoint: attached } = device;
         let mut config = Config::default();
-        config.n_threads = Some(workers());
+        let device = Arc::new(fd.try_clone()?);
+        let cleaner = Arc::new(Cleaner::new(workers()));
+        config.n_threads = Some(cleaner.threads());
         config.clone_fd = true;
         // Who may enter is decided by the kernel (`allow_other` or not); fuser's own check would ask again.
         config.acl = SessionACL::All;
-        let session = fuser::Session::from_fd(Adapter::new(fs), fd, SessionACL::All, config)?;
+        let session = fuser::Session::from_fd(Adapter::new(fs, cleaner.clone()), fd, SessionACL::All, config)?;
         if let Some(minor) = attached.minor {
             tune::tune(minor);
         }
@@ -58,7 +65,7 @@ impl Session {
             let _ = say_over.send(());
             on_end();
         })?;
-        Ok(Session { attached, notifier, ended, thread: Some(thread), over })
+        Ok(Session { attached, notifier, device, cleaner, ended, thread: Some(thread), over })
     }
 
     /// Where the volume is mounted.
@@ -73,7 +80,12 @@ impl Session {
 
     /// What takes plaintext out of the kernel's caches.
     pub fn purge(&self) -> Purge {
-        Purge::new(self.notifier.clone())
+        Purge::new(self.notifier.clone(), self.device.clone())
+    }
+
+    /// What takes the remains of requests off the session's threads.
+    pub fn cleaner(&self) -> &Cleaner {
+        &self.cleaner
     }
 
     /// Waits until the connection has ended; false when `limit` passed first.

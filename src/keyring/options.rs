@@ -101,7 +101,7 @@ pub(super) fn failure(verdict: Verdict, code: &str, message: String) -> Provider
 
 pub(super) fn too_late(deadline: Duration) -> ProviderError {
     let message = format!(
-        "the key service gave no key within {deadline:?}: check the network to it, its quota and --kms-max-rps; try again"
+        "the key service gave no key within {deadline:?}: check the network to it, its quota, --kms-max-rps and --key-wait; try again"
     );
     failure(Verdict::Unreachable, "Timeout", message)
 }

@@ -16,10 +16,10 @@ pub enum Happened {
     Probed(Answer),
     /// The key service answered an ordinary call.
     Used(state::Reply),
-    /// A lock has run to its end.
-    Locked(Box<LockReport>),
-    /// The volume was unlocked and mounted, or could not be.
-    Unlocked(Result<Box<Mounted>, Box<VolumeError>>),
+    /// A lock has run to its end; with the mount, if that is held.
+    Locked(Box<LockReport>, Option<Box<Mounted>>),
+    /// The volume was unlocked and mounted, or could not be; then with the mount that is still held.
+    Unlocked(Result<Box<Mounted>, (Box<VolumeError>, Option<Box<Mounted>>)>),
     /// The connection of the mount with this number ended, whoever ended it.
     SessionEnded(u64),
     /// A command came through the control socket; the answer goes to the sender.

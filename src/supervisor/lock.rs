@@ -1,22 +1,24 @@
 //! Locking, step by step (DESIGN §4): gate, write back, purge, wipe, leave. Bounded by the flush deadline, and nothing
 //! in it can be held up by a process that uses the mount.
 
-use std::ffi::OsString;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use super::bounded::bounded;
+use super::caches::{self, Known};
+use super::hold::{self, Asker};
 use super::status::LockReport;
 use crate::fs::Fs;
+use crate::fuse::mount;
 use crate::fuse::session::Session;
-use crate::fuse::{mount, purge::Purge};
 use crate::keyring::Keyring;
 
 /// How long the kernel may take to end the connection after the abort.
 const END: Duration = Duration::from_secs(2);
+/// What the disk gets in any case, even if the flush deadline is over.
+const DISK: Duration = Duration::from_millis(500);
 
-/// A volume that is mounted and unlocked.
+/// A volume that is mounted, unlocked or held.
 pub struct Mounted {
     /// The filesystem.
     pub fs: Arc<Fs>,
@@ -26,6 +28,18 @@ pub struct Mounted {
     pub session: Session,
     /// Counts the mounts of this daemon.
     pub number: u64,
+    /// The key slot that opened it.
+    pub slot: u8,
+}
+
+/// What a lock does with the mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnRevoke {
+    /// Takes it away, and puts the placeholder in its place.
+    Unmount,
+    /// Leaves it; everything is answered with `ENOKEY`, and open descriptors work again after the restore.
+    Hold,
 }
 
 /// How a lock leaves the mount point.
@@ -35,119 +49,86 @@ pub enum Leave {
     Placeholder,
     /// Leave the bare directory: the daemon ends.
     Bare,
+    /// Leave the mount as it is.
+    Held,
 }
 
-/// Runs the whole lock. `mounted` is gone afterwards, with every key that it had.
-pub fn lock(mut mounted: Mounted, leave: Leave, flush_deadline: Duration) -> LockReport {
+/// Runs the whole lock. Every key that `mounted` had is gone afterwards; it comes back if it is to be held.
+pub fn lock(mut mounted: Mounted, leave: Leave, flush_deadline: Duration) -> (LockReport, Option<Mounted>) {
     let begun = Instant::now();
+    // Thousands of FORGETs follow a purge, and the machine may be busy: the keys should not wait for their turn. Only
+    // root may ask for it.
+    let _ = rustix::process::setpriority_process(None, -20);
     let mut report = LockReport::default();
     let at = |begun: Instant| u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let hold = leave == Leave::Held && !mounted.session.has_ended();
 
     mounted.fs.gate();
     report.gated_ms = at(begun);
+    let asker = hold.then(|| Asker::start(mounted.session.attached().path(), mounted.session.cleaner().threads()));
 
-    let before = mounted.fs.bytes_written();
-    report.flush_complete = write_back(&mounted, begun + flush_deadline, &mut report);
-    // The disk gets what is left of the deadline, and a moment in any case.
-    let left = (begun + flush_deadline).saturating_duration_since(Instant::now()).max(Duration::from_millis(500));
-    let settled = mounted.fs.settle(left);
-    report.problems.extend(settled.errors);
-    report.bytes_flushed = mounted.fs.bytes_written().saturating_sub(before);
+    let (written, refused) = (mounted.fs.bytes_written(), mounted.fs.bytes_refused());
+    report.flush_complete = caches::write_back(&mounted, begun + flush_deadline, &mut report);
+    settle(&mounted.fs, (begun + flush_deadline).saturating_duration_since(Instant::now()).max(DISK), &mut report);
+    report.bytes_flushed = mounted.fs.bytes_written().saturating_sub(written);
     report.flushed_ms = at(begun);
 
-    let inodes: Vec<u64> = mounted.fs.known_inodes().into_iter().map(|(ino, _)| ino).collect();
-    let dentries = mounted.fs.known_dentries();
-    (report.inodes, report.dentries) = (inodes.len(), dentries.len());
-    let (inodes, dentries) = (Arc::new(inodes), Arc::new(dentries));
+    let known = Known::of(&mounted.fs);
+    (report.inodes, report.dentries) = (known.inodes(), known.dentries());
     let limit = flush_deadline.max(Duration::from_secs(2));
-    if !purge_all(&mounted.session, &inodes, &dentries, limit) {
-        report
-            .problems
-            .push("the kernel's caches were not empty in time; the connection is aborted all the same".into());
-    }
+    let mut empty = mounted.session.has_ended() || caches::empty(mounted.session.purge(), &known, limit);
+    // The purge has taken the attributes back, and without them the kernel takes no more writes into its cache. One that
+    // had got past that check just before is written back now, while the keys are here.
+    caches::write_back_late(&mounted);
     report.purged_ms = at(begun);
 
     mounted.fs.close_writes();
     report.keys = mounted.keyring.lock();
-    mounted.fs.wipe();
+    let busy = mounted.fs.wipe();
+    if busy > 0 {
+        report
+            .problems
+            .push(format!("{busy} files are in use by requests that hang; their keys are wiped when these end"));
+    }
     report.wiped_ms = at(begun);
-    // A read that was under way while the first purge ran may have put a page back.
-    purge_all(&mounted.session, &inodes, &dentries, limit);
-
-    leave_mount(&mut mounted.session, leave, &mut report);
+    // What requests under way have brought back in the meantime. Should a page be dirty now, it is refused, and dropped.
+    empty &= mounted.session.has_ended() || caches::empty(mounted.session.purge(), &known, limit);
+    if !empty {
+        report.problems.push(
+            "the kernel's caches were not empty in time: a request hangs in the store, and its page stays until it ends"
+                .into(),
+        );
+    }
+    report.bytes_given_up = mounted.fs.bytes_refused().saturating_sub(refused);
+    match asker {
+        Some(asker) => {
+            hold::clean(&mounted, asker, &mut report);
+            report.held = !mounted.session.has_ended();
+        }
+        None => leave_mount(&mut mounted.session, leave, &mut report),
+    }
     report.unmounted_ms = at(begun);
-    report
+    let held = report.held;
+    (report, held.then_some(mounted))
 }
 
-/// Writes the kernel's dirty pages back to us. `syncfs` from a process of its own starts large WRITEs but is no barrier
-/// on FUSE; the notification per inode is one, in small WRITEs. So first the one, then the other.
-fn write_back(mounted: &Mounted, deadline: Instant, report: &mut LockReport) -> bool {
-    let dirty = mounted.fs.dirty_inodes();
-    report.dirty = dirty.len();
-    if dirty.is_empty() || mounted.session.has_ended() {
-        return true;
+/// Puts sizes and times to the store, and everything on its disk, as far as the time goes.
+fn settle(fs: &Arc<Fs>, limit: Duration, report: &mut LockReport) {
+    let shared = fs.clone();
+    match bounded(Instant::now() + limit + DISK, move || shared.settle(limit)) {
+        Some(settled) => report.problems.extend(settled.errors),
+        None => report.problems.push(
+            "the store hangs: sizes of open files may not be in it; what was not synced may be lost if the power fails"
+                .into(),
+        ),
     }
-    let path = mounted.session.attached().path().to_owned();
-    match syncfs_helper(&path) {
-        Ok(mut child) => wait_for(&mut child, deadline),
-        Err(error) => {
-            report.problems.push(format!("no helper for syncfs ({error}); files are written back one by one"))
-        }
-    }
-    let purge = mounted.session.purge();
-    let complete = bounded(deadline, move || dirty.into_iter().all(|ino| purge.inode(ino)));
-    if complete != Some(true) {
-        report.problems.push("not everything was written back within the flush deadline; see --flush-deadline".into());
-    }
-    complete == Some(true)
 }
 
-/// The hidden command that the helper runs.
-pub const SYNCFS_COMMAND: &str = "internal-syncfs";
-
-fn syncfs_helper(mountpoint: &std::path::Path) -> std::io::Result<Child> {
-    Command::new("/proc/self/exe")
-        .arg(SYNCFS_COMMAND)
-        .arg(mountpoint)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-}
-
-fn wait_for(child: &mut Child, deadline: Instant) {
-    while Instant::now() < deadline {
-        match child.try_wait() {
-            Ok(Some(_)) | Err(_) => return,
-            Ok(None) => std::thread::sleep(Duration::from_millis(1)),
-        }
+/// Ends a mount whose volume is locked, at the end of the daemon.
+pub fn end_held(mut mounted: Mounted) {
+    if !mounted.session.end(END) {
+        tracing::warn!("the FUSE connection has not ended; it answers nothing but ENOKEY until this process is gone");
     }
-    let _ = child.kill();
-    // Not waited for: a process in the middle of a request cannot end before the connection does.
-}
-
-fn purge_all(session: &Session, inodes: &Arc<Vec<u64>>, dentries: &Arc<Vec<(u64, OsString)>>, limit: Duration) -> bool {
-    if session.has_ended() {
-        return true;
-    }
-    let (purge, inodes, dentries): (Purge, _, _) = (session.purge(), inodes.clone(), dentries.clone());
-    bounded(Instant::now() + limit, move || {
-        dentries.iter().all(|(parent, name)| purge.dentry(*parent, name)) && inodes.iter().all(|ino| purge.inode(*ino))
-    })
-    .is_some()
-}
-
-/// Runs `work` on a thread of its own and waits for it until `deadline`. A notification that hangs keeps its thread,
-/// which ends with the connection.
-fn bounded<T: Send + 'static>(deadline: Instant, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (done, finished) = mpsc::channel();
-    std::thread::Builder::new()
-        .name("notify".into())
-        .spawn(move || {
-            let _ = done.send(work());
-        })
-        .ok()?;
-    finished.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
 }
 
 fn leave_mount(session: &mut Session, leave: Leave, report: &mut LockReport) {

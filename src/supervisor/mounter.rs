@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use super::caches::{self, Known};
 use super::events::Happened;
 use super::lock::Mounted;
 use super::observe::Watch;
@@ -20,6 +21,9 @@ use crate::keyring::{Keyring, KeyringOptions, Limits};
 use crate::provider::{KeySettings, KeyUri};
 use crate::store::Store;
 use crate::sys::stack;
+
+/// How long emptying the caches may take before a held volume is opened again.
+const PURGE: Duration = Duration::from_secs(2);
 
 /// What is known of a volume once it was unlocked.
 pub struct Identity {
@@ -65,7 +69,7 @@ impl Mounter {
             tenant: settings.tenant.clone(),
             cache: options.key_cache,
             pool: options.key_pool,
-            deadline: settings.call_deadline(),
+            deadline: options.key_wait,
             ..KeyringOptions::default()
         };
         Mounter {
@@ -119,6 +123,11 @@ impl Mounter {
     }
 
     fn mount_anew(&self) -> Result<Box<Mounted>, VolumeError> {
+        Ok(Box::new(self.attach(self.unlock(self.record_again()?)?)?))
+    }
+
+    /// The record as it stands now; it must still be this volume's.
+    fn record_again(&self) -> Result<VolumeRecord, VolumeError> {
         let record = volume::read_record(&self.store)?;
         if record.volume != self.watch.volume {
             return Err(VolumeError::Option(format!(
@@ -127,7 +136,39 @@ impl Mounter {
                 record.volume
             )));
         }
-        Ok(Box::new(self.attach(self.unlock(record)?)?))
+        Ok(record)
+    }
+
+    /// Opens a volume again that was locked in place, under the same mount and the same open files.
+    ///
+    /// # Errors
+    /// Then no key is in memory, and the volume stays held.
+    pub fn reopen(&self, held: &Mounted) -> Result<(), VolumeError> {
+        let done = self.reopen_held(held);
+        if done.is_err() {
+            held.keyring.lock();
+        }
+        stack::scrub();
+        done
+    }
+
+    fn reopen_held(&self, held: &Mounted) -> Result<(), VolumeError> {
+        let Unlocked { volume, provider, slot, group, .. } = self.unlock(self.record_again()?)?;
+        if slot != held.slot {
+            return Err(VolumeError::Option(
+                "the volume is now under another key than the one it was mounted with; unmount it and mount it again"
+                    .into(),
+            ));
+        }
+        held.keyring.unlock(provider);
+        if let (Some(group), Granularity::Volume) = (group, volume.record.granularity) {
+            held.keyring.set_group(volume.record.volume.0, group)?;
+        }
+        // Nothing should be there: it was purged, and nothing was answered since. Whatever is, must not be believed.
+        if !caches::empty(held.session.purge(), &Known::of(&held.fs), PURGE) {
+            tracing::warn!("a request still hangs in the store; its file is answered when it ends");
+        }
+        Ok(held.fs.reopen(volume)?)
     }
 
     fn unlock(&self, record: VolumeRecord) -> Result<Unlocked, VolumeError> {
@@ -173,6 +214,6 @@ impl Mounter {
             let _ = crate::fuse::mount::detach(&self.mountpoint, root);
         })
         .map_err(VolumeError::Session)?;
-        Ok(Mounted { fs, keyring, session, number })
+        Ok(Mounted { fs, keyring, session, number, slot })
     }
 }

@@ -27,6 +27,9 @@ pub struct Status {
     pub pid: u32,
     /// The daemon's version.
     pub version: String,
+    /// What a lock does with the mount: `unmount` or `hold`.
+    #[serde(default)]
+    pub on_revoke: String,
     /// Seconds between two probes.
     pub poll_interval: f64,
     /// The lease, in seconds; 0 locks at the first unreachable answer.
@@ -69,7 +72,7 @@ pub struct LockReport {
     pub purged_ms: u64,
     /// Every key was wiped.
     pub wiped_ms: u64,
-    /// The connection had ended and the mount was gone.
+    /// The connection had ended and the mount was gone; or, if it is held, nothing was left in the session's threads.
     pub unmounted_ms: u64,
     /// Keys wiped.
     pub keys: usize,
@@ -81,8 +84,17 @@ pub struct LockReport {
     pub dirty: usize,
     /// Bytes written back between gate and flush.
     pub bytes_flushed: u64,
+    /// Bytes of the kernel's cache that were refused, since their keys were gone: no completed `fsync` covers them.
+    #[serde(default)]
+    pub bytes_given_up: u64,
     /// Whether everything was written back within the deadline.
     pub flush_complete: bool,
+    /// Whether the mount was left in its place.
+    #[serde(default)]
+    pub held: bool,
+    /// Threads of a held mount that have wiped what requests had left on them.
+    #[serde(default)]
+    pub threads_cleaned: usize,
     /// Whether the connection is known to have ended.
     pub ended: bool,
     /// Whether the placeholder stands on the mount point.

@@ -11,7 +11,7 @@ pub struct ZeroOnFree;
 ///
 /// # Safety
 /// `start` must be valid for writes of `length` bytes.
-unsafe fn wipe(start: *mut u8, length: usize) {
+pub(super) unsafe fn wipe(start: *mut u8, length: usize) {
     // SAFETY: the caller's promise.
     unsafe { start.write_bytes(0, length) };
     // The empty assembly may read all memory as far as the compiler knows, so the zeros must be there.
@@ -28,13 +28,16 @@ unsafe impl GlobalAlloc for ZeroOnFree {
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise.
-        unsafe { System.alloc_zeroed(layout) }
+        let start = unsafe { System.alloc_zeroed(layout) };
+        super::receive::made(start, layout);
+        start
     }
 
     unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
         // SAFETY: the block is the caller's, of the layout's size, until the second line.
         unsafe {
             wipe(start, layout.size());
+            super::receive::gone(start, layout);
             System.dealloc(start, layout);
         }
     }

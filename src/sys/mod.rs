@@ -4,4 +4,5 @@ pub mod aligned;
 pub mod alloc;
 pub mod arena;
 pub mod harden;
+pub mod receive;
 pub mod stack;

@@ -4,8 +4,7 @@ use std::process::Command;
 
 use hyokfs::provider::policy;
 
-use super::emulator::Emulator;
-use super::fake::{CUSTOMER, VENDOR};
+use super::ministack::{CUSTOMER, Emulator, VENDOR};
 
 const DOC: &str = include_str!("../../docs/aws.md");
 

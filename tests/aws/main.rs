@@ -4,6 +4,8 @@
 
 #[path = "../fakes/aws/mod.rs"]
 mod fake;
+#[path = "../fakes/ministack.rs"]
+mod ministack;
 
 mod check;
 mod docs;
@@ -11,6 +13,7 @@ mod emulator;
 mod mounted;
 mod node;
 mod printed;
+mod proxy;
 mod roles;
 mod round_trip;
 mod verdicts;

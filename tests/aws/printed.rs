@@ -1,24 +1,15 @@
 //! What `hyokfs policy` prints, read by the tools that its readers use: cfn-lint, an HCL parser, a Bicep parser.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use hyokfs::provider::policy::{Access, Format, render};
 use serde_json::Value;
 
+use super::ministack::venv;
+
 const KEY: &str = "awskms:///arn:aws:kms:eu-central-1:222222222222:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 const VENDOR: &str = "arn:aws:iam::111111111111:role/hyokfs-node";
 const PRINCIPAL: &str = "00000000-1111-2222-3333-444444444444";
-
-/// The Python environment with the tools.
-pub fn venv() -> PathBuf {
-    let path = std::env::var_os("HYOKFS_TEST_VENV").expect(
-        "HYOKFS_TEST_VENV is not set: run the tests with tests/run, or make the environment by hand: \
-         python3 -m venv target/venv && target/venv/bin/pip install ministack cryptography awscli cfn-lint python-hcl2 \
-         pycep-parser && export HYOKFS_TEST_VENV=$PWD/target/venv",
-    );
-    std::path::absolute(path).unwrap()
-}
 
 fn python(program: &str, text: &str) -> String {
     let directory = tempfile::tempdir().unwrap();

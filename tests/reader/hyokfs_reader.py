@@ -6,8 +6,10 @@
     hyokfs_reader.py STORE FOLDER      writes the tree into FOLDER
     --keystore PATH                    instead of the keystore that hyokfs.toml names
     --passphrase-file FILE             for a keystore that a passphrase protects
+    --keys FILE                        keys that somebody else unwrapped, whatever key service that was; JSON, base64:
+                                       {"secret": volume secret, "files": {file id: file key}}; or "group" for "files"
 """
-import argparse, base64, hashlib, hmac, os, re, stat, struct, sys, tomllib
+import argparse, base64, hashlib, hmac, json, os, re, stat, struct, sys, tomllib
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -101,17 +103,39 @@ class LocalKey:
         return unseal(self.key, aad, blob[17:])
 
 
+class GivenKeys:
+    """Keys by hand: what is wrapped is not looked at, only whose key it is."""
+
+    def __init__(self, path):
+        with open(path, "rb") as file:
+            self.keys = json.load(file)
+
+    def of_volume(self, field):
+        need(field in self.keys, f"no `{field}` is given")
+        return base64.b64decode(self.keys[field])
+
+    def unwrap(self, blob, volume, file, tenant):
+        need(file.hex() in self.keys.get("files", {}), f"no key is given for the file {file.hex()}")
+        return base64.b64decode(self.keys["files"][file.hex()])
+
+
 class Volume:
-    def __init__(self, store, keystore, passphrase):
+    def __init__(self, store, keystore, passphrase, given=None):
         with open(os.path.join(store, "hyokfs.toml"), "rb") as file:
             record = tomllib.load(file)
         need(record["format"] == 1, f"format {record['format']} is not 1")
         self.id, self.tenant = bytes.fromhex(record["volume"]), record.get("tenant")
-        entry = next(key for key in record["key"] if re.match(r"local\b", key["uri"]))
-        path, _, name = entry["uri"].removeprefix("local").removeprefix(":").partition("#")
-        default = os.path.join(os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share"), "hyokfs/keys")
-        self.local, self.slot = LocalKey(keystore or path or default, name or "default", passphrase), entry["slot"]
-        unwrap = lambda field: self.local.unwrap(base64.b64decode(entry[field]), self.id, None, self.tenant)
+        if given:
+            entry, self.wrapper = record["key"][0], given
+        else:
+            entry = next(key for key in record["key"] if re.match(r"local\b", key["uri"]))
+            path, _, name = entry["uri"].removeprefix("local").removeprefix(":").partition("#")
+            home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+            place = keystore or path or os.path.join(home, "hyokfs/keys")
+            self.wrapper = LocalKey(place, name or "default", passphrase)
+        self.slot = entry["slot"]
+        wrapped = lambda field: base64.b64decode(entry[field])
+        unwrap = given.of_volume if given else lambda field: self.wrapper.unwrap(wrapped(field), self.id, None, self.tenant)
         secret = unwrap("secret")
         derive = lambda label: hkdf(self.id, secret, b"hyokfs/1 " + label)
         self.name_key, self.name_mac = derive(b"name encryption"), derive(b"name authentication")
@@ -171,7 +195,7 @@ class Volume:
             length, at = struct.unpack("<H", header[at:at + 2])[0], at + 2
             wrapped, at = header[at:at + length], at + length
             if via == 1 and by[0] == self.slot:
-                key = self.local.unwrap(wrapped, self.id, file, self.tenant)
+                key = self.wrapper.unwrap(wrapped, self.id, file, self.tenant)
             elif via == 2:
                 sealed[by] = wrapped
             elif via == 3 and by[0] == self.slot:
@@ -180,7 +204,7 @@ class Volume:
             if group == self.id and self.group:
                 key = unseal(self.group, self.id + file, wrapped)
             elif group in groups:
-                key = unseal(self.local.unwrap(groups[group], self.id, group, self.tenant), self.id + file, wrapped)
+                key = unseal(self.wrapper.unwrap(groups[group], self.id, group, self.tenant), self.id + file, wrapped)
         need(key, "no slot for this key")
         need(hkdf(file, key, b"hyokfs/1 commitment") == header[48:80], "key commitment")
         return file, key, header[10]
@@ -261,9 +285,11 @@ def main():
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--keystore")
     parser.add_argument("--passphrase-file")
+    parser.add_argument("--keys")
     options = parser.parse_args()
     passphrase = open(options.passphrase_file, "rb").read().rstrip(b"\r\n") if options.passphrase_file else None
-    volume = Volume(options.store, options.keystore, passphrase)
+    given = GivenKeys(options.keys) if options.keys else None
+    volume = Volume(options.store, options.keystore, passphrase, given)
     for kind, names, inside, content in volume.walk(os.fsencode(options.store)):
         size, digest, out = 0, hashlib.sha256(), None
         if options.folder:

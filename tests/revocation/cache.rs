@@ -19,7 +19,7 @@ use crate::rig;
 const CACHESTAT: i64 = 451;
 
 /// How many pages of an open file are in the page cache: cachestat(2), Linux 6.5.
-fn cached_pages(file: &File) -> u64 {
+pub fn cached_pages(file: &File) -> u64 {
     #[repr(C)]
     struct Range {
         off: u64,
@@ -33,13 +33,13 @@ fn cached_pages(file: &File) -> u64 {
 }
 
 /// A mapping of a whole file, to ask the kernel about and never to touch after the lock.
-struct Mapped {
-    start: *mut libc::c_void,
+pub struct Mapped {
+    pub start: *mut libc::c_void,
     length: usize,
 }
 
 impl Mapped {
-    fn new(file: &File, length: usize, flags: i32) -> Mapped {
+    pub fn new(file: &File, length: usize, flags: i32) -> Mapped {
         let protection = libc::PROT_READ | if flags == libc::MAP_SHARED { libc::PROT_WRITE } else { 0 };
         // SAFETY: a fresh mapping that nobody else knows.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, file.as_raw_fd(), 0) };
@@ -47,7 +47,7 @@ impl Mapped {
         Mapped { start, length }
     }
 
-    fn touch(&self) -> u64 {
+    pub fn touch(&self) -> u64 {
         // SAFETY: the mapping is readable, as long as its file is.
         (0..self.length)
             .step_by(4096)
@@ -56,7 +56,7 @@ impl Mapped {
     }
 
     /// Resident pages, by mincore(2).
-    fn resident(&self) -> usize {
+    pub fn resident(&self) -> usize {
         let mut flags = vec![0_u8; self.length.div_ceil(4096)];
         // SAFETY: one byte for each page of the mapping.
         let done = unsafe { libc::mincore(self.start, self.length, flags.as_mut_ptr()) };
@@ -142,13 +142,13 @@ fn no_page_stays_in_the_page_cache() {
 }
 
 /// A Python program that says "ready" and then waits for a line before it goes on.
-struct Script {
-    child: Child,
+pub struct Script {
+    pub child: Child,
     stdin: ChildStdin,
 }
 
 impl Script {
-    fn start(world: &World, dir: &Path, code: &str) -> Script {
+    pub fn start(world: &World, dir: &Path, code: &str) -> Script {
         let mut child = world
             .command("python3")
             .args(["-c", code])
@@ -166,7 +166,7 @@ impl Script {
     }
 
     /// Lets it go on, to its end.
-    fn go_on(&mut self) -> (std::process::ExitStatus, String) {
+    pub fn go_on(&mut self) -> (std::process::ExitStatus, String) {
         let _ = self.stdin.write_all(b"go\n");
         let mut said = String::new();
         let status = wait_child(&mut self.child, PATIENCE).expect("it hangs");

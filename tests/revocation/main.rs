@@ -16,6 +16,8 @@ mod work;
 mod cache;
 mod core_dump;
 mod denial;
+mod held;
+mod hung;
 mod lease;
 mod memory;
 #[cfg(feature = "aws")]

@@ -65,6 +65,15 @@ impl Cloud {
 
 #[test]
 fn a_partition_locks_when_the_lease_is_over_and_frees_whoever_waits_for_a_key() {
+    partition("unmount");
+}
+
+#[test]
+fn a_partition_holds_the_mount_and_frees_whoever_waits_for_a_key() {
+    partition("hold");
+}
+
+fn partition(on_revoke: &str) {
     let cloud = Cloud::new();
     let mount = rig::mount(&cloud.store, &[]);
     for file in 0..10 {
@@ -72,7 +81,7 @@ fn a_partition_locks_when_the_lease_is_over_and_frees_whoever_waits_for_a_key() 
     }
     mount.umount();
     // Mounted anew, no file's key is in memory.
-    let mount = rig::mount(&cloud.store, &["--lease", "5s"]);
+    let mount = rig::mount(&cloud.store, &["--lease", "5s", "--on-revoke", on_revoke]);
     assert_eq!(fs::read(mount.at("f0")).unwrap(), noise(0, 20_000));
     let reader = File::open(mount.at("f0")).unwrap();
     cloud.fake.world().fail(None, None, What::Hang(Duration::from_secs(30)));
@@ -104,25 +113,35 @@ fn a_partition_locks_when_the_lease_is_over_and_frees_whoever_waits_for_a_key() 
         assert!(said.is_empty());
     }
     assert!(reader.read_exact_at(&mut [0], 0).is_err());
-    drop(reader);
 
     cloud.fake.world().faults.clear();
     rig::wait_state(&mount, "unlocked");
     for file in 0..10 {
         assert_eq!(fs::read(mount.at(format!("f{file}"))).unwrap(), noise(file, 20_000));
     }
+    assert_eq!(reader.read_exact_at(&mut [0], 0).is_ok(), on_revoke == "hold", "what was open before the lock");
+    drop(reader);
     mount.umount();
 }
 
 #[test]
 fn nothing_of_the_service_s_answers_is_left_in_memory() {
+    answers_left("unmount");
+}
+
+#[test]
+fn nothing_of_the_service_s_answers_is_left_in_memory_when_the_mount_is_held() {
+    answers_left("hold");
+}
+
+fn answers_left(on_revoke: &str) {
     let cloud = Cloud::new();
-    let mount = rig::mount(&cloud.store, &["--kms-max-rps", "2000"]);
+    let mount = rig::mount(&cloud.store, &["--kms-max-rps", "2000", "--on-revoke", on_revoke]);
     for file in 0..150 {
         fs::write(mount.at(format!("f{file}")), noise(file, 5000)).unwrap();
     }
     mount.umount();
-    let mount = rig::mount(&cloud.store, &["--kms-max-rps", "2000"]);
+    let mount = rig::mount(&cloud.store, &["--kms-max-rps", "2000", "--on-revoke", on_revoke]);
     for round in 1..=2 {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {

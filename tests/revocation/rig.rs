@@ -19,6 +19,12 @@ pub fn mount<'a>(store: &'a Store, more: &[&str]) -> Mount<'a> {
     store.mount_with(&[&["--poll-interval", POLL], more].concat())
 }
 
+/// As [`mount`], and a lock leaves it where it is.
+#[track_caller]
+pub fn mount_held<'a>(store: &'a Store, more: &[&str]) -> Mount<'a> {
+    mount(store, &[&["--on-revoke", "hold"], more].concat())
+}
+
 /// What `status --json` says; null if the daemon does not answer.
 pub fn status(mount: &Mount<'_>) -> Value {
     let output = mount.store.world.run([OsStr::new("status"), OsStr::new("--json"), mount.path.as_os_str()]);

@@ -12,18 +12,20 @@ mod work;
 
 fn main() {
     let (mut cycles, mut seed) = (100, std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64);
+    let mut on_revoke = "unmount".to_owned();
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
-        let number = words.next().and_then(|number| number.parse().ok());
-        match (word.as_str(), number) {
+        let value = words.next().unwrap_or_default();
+        match (word.as_str(), value.parse().ok()) {
+            ("--on-revoke", _) if value == "unmount" || value == "hold" => on_revoke = value,
             ("--cycles", Some(number)) => cycles = number,
             ("--seed", Some(number)) => seed = number,
             _ => {
-                eprintln!("usage: tests/soak/run [--cycles N] [--seed N]");
+                eprintln!("usage: tests/soak/run [--cycles N] [--seed N] [--on-revoke unmount|hold]");
                 std::process::exit(2);
             }
         }
     }
-    println!("{cycles} revocations, seed {seed}");
-    work::soak(cycles, seed, true);
+    println!("{cycles} revocations ({on_revoke}), seed {seed}");
+    work::soak(cycles, seed, &on_revoke, true);
 }

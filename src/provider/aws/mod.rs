@@ -109,9 +109,11 @@ impl AwsKms {
         for endpoint in settings.endpoint.iter().chain(&settings.sts_endpoint) {
             http::check_endpoint(endpoint)?;
         }
+        let direct = settings.endpoint.iter().chain(&settings.sts_endpoint).map(String::as_str);
+        let proxy = http::proxy(direct, |name| std::env::var(name).ok())?;
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .region(Region::new(region.clone()))
-            .http_client(http::client(settings.ca_file.as_deref())?)
+            .http_client(http::client(settings.ca_file.as_deref(), proxy)?)
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build());
         if let Some(profile) = &settings.profile {
             loader = loader.profile_name(profile);

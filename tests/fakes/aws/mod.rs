@@ -49,7 +49,13 @@ impl FakeAws {
 
     /// On any free port, with TLS; gives the certificate to trust, as PEM.
     pub fn start_tls() -> (Self, String) {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        Self::start_tls_as(&["localhost", "127.0.0.1"])
+    }
+
+    /// On any free port, with TLS under these names; gives the certificate to trust, as PEM.
+    pub fn start_tls_as(names: &[&str]) -> (Self, String) {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let made = rcgen::generate_simple_self_signed(names).unwrap();
         let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider)
@@ -78,6 +84,11 @@ impl FakeAws {
             }
         })?;
         Ok(fake)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The address to configure as endpoint.

@@ -1,6 +1,6 @@
 //! Orders to the program, as JSON: `curl -d '{"do":"disable","key":"hyok"}' http://127.0.0.1:PORT/control`.
 //!
-//! `disable`, `enable`, `delete`, `recover`, `purge`, `rotate` (with `key`); `expire` and `not-before` (with `key` and
+//! `create` (`name`, `size`: an RSA key), `versions` (with `key`: their ids); `disable`, `enable` (also one `version`), `delete`, `recover`, `purge`, `rotate` (with `key`); `expire` and `not-before` (with `key` and
 //! `seconds` from now); `operations` (`key`, `list`); `forbid` (`code`), `throttle` (`seconds`), `status` (`status`),
 //! `hang` (`seconds`), `garbage`, `not-found`, `unauthorized`; `directory` (`code` an AADSTS number), `directory-hang`
 //! (`seconds`); `remove-principal`, `restore-principal`, `revoke-tokens`, `latency` (`ms`), `heal`.
@@ -12,18 +12,25 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use super::http::{Reply, Request};
+use super::keys::KeyKind;
 use super::world::{DirectoryFault, Fault, World};
 
 pub fn obey(request: &Request, world: &Mutex<World>) -> Reply {
     let mut world = world.lock().unwrap_or_else(PoisonError::into_inner);
     let order: Value = serde_json::from_slice(&request.body).unwrap_or_default();
     match follow(&order, &mut world) {
-        Ok(()) => Reply::json(200, &json!({ "ok": true })),
+        Ok(told) => {
+            let mut answer = json!({ "ok": true });
+            if !told.is_null() {
+                answer["versions"] = told;
+            }
+            Reply::json(200, &answer)
+        }
         Err(why) => Reply::json(400, &json!({ "ok": false, "why": why })),
     }
 }
 
-fn follow(order: &Value, world: &mut World) -> Result<(), String> {
+fn follow(order: &Value, world: &mut World) -> Result<Value, String> {
     let word = order["do"].as_str().ok_or("`do` is missing")?;
     let number = |name: &str| order[name].as_u64().ok_or_else(|| format!("`{name}` must be a number"));
     let text = |name: &str| order[name].as_str().map(str::to_owned).ok_or_else(|| format!("`{name}` must be a text"));
@@ -31,8 +38,24 @@ fn follow(order: &Value, world: &mut World) -> Result<(), String> {
         return Err("no such key".to_owned());
     }
     match word {
-        "disable" => world.enable(&text("key")?, false),
-        "enable" => world.enable(&text("key")?, true),
+        "create" => {
+            let (name, size) = (text("name")?, number("size")? as u32);
+            world.create_key(&name, KeyKind::Rsa(size));
+        }
+        "versions" => {
+            let versions = world.key(&text("key")?).versions.iter();
+            return Ok(versions.map(|version| Value::from(version.id.clone())).collect());
+        }
+        "disable" | "enable" => {
+            let (key, enabled) = (text("key")?, word == "enable");
+            match order["version"].as_str() {
+                None => world.enable(&key, enabled),
+                Some(id) => {
+                    let version = world.key(&key).versions.iter_mut().find(|version| version.id == id);
+                    version.ok_or("no such version")?.enabled = enabled;
+                }
+            }
+        }
         "delete" => world.delete(&text("key")?, true),
         "recover" => world.delete(&text("key")?, false),
         "purge" => world.purge(&text("key")?),
@@ -66,7 +89,7 @@ fn follow(order: &Value, world: &mut World) -> Result<(), String> {
         "heal" => world.heal(),
         _ => return Err(format!("`{word}` is no order")),
     }
-    Ok(())
+    Ok(Value::Null)
 }
 
 pub fn log(world: &Mutex<World>) -> Reply {

@@ -68,11 +68,11 @@ impl Random {
 }
 
 /// Runs `cycles` revocations at random moments under load. Panics with the reason where a promise was broken.
-pub fn soak(cycles: u64, seed: u64, say: bool) {
+pub fn soak(cycles: u64, seed: u64, on_revoke: &str, say: bool) {
     let store = Store::new();
     let outside = store.world.path().join("outside");
     std::fs::create_dir(&outside).unwrap();
-    let mount = rig::mount(&store, &[]);
+    let mount = rig::mount(&store, &["--on-revoke", on_revoke]);
     let root = mount.path.clone();
     let shared =
         Shared { root: &root, outside: &outside, store: &store, stop: AtomicBool::new(false), done: AtomicU64::new(0) };
@@ -118,7 +118,7 @@ pub fn soak(cycles: u64, seed: u64, say: bool) {
     mount.umount();
     store.world.ok([OsStr::new("verify"), store.path.as_os_str()]);
     println!(
-        "{cycles} revocations (seed {seed}) in {:.0?}: {} acknowledged, nothing lost",
+        "{cycles} revocations ({on_revoke}, seed {seed}) in {:.0?}: {} acknowledged, nothing lost",
         begun.elapsed(),
         shared.done.load(Ordering::Relaxed)
     );
