@@ -8,13 +8,18 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use zeroize::Zeroizing;
 
-use super::VolumeId;
+use super::{DirId, VolumeId};
 use crate::crypto::envelope::{EnvelopeError, EnvelopeKey, OVERHEAD};
+use crate::crypto::kdf::MacKey;
 use crate::crypto::names::NameKey;
 
 /// What the names of all attributes in the store start with.
 pub const XATTR_PREFIX: &str = "user.hyokfs.";
 
+/// The attribute that marks a new file until its first sync; no program on the mount sees it.
+pub const MARK: &str = "user.hyokfs-new";
+
+const MARK_LABEL: &[u8] = b"hyokfs/1 new file";
 const TARGET_LABEL: &[u8] = b"hyokfs/1 symlink";
 const XATTR_LABEL: &[u8] = b"hyokfs/1 xattr";
 /// Names are sealed per directory; attributes are no directory's, so they take an id that none has but by a chance of
@@ -23,6 +28,15 @@ const NOWHERE: [u8; 16] = *b"hyokfs xattr v1\0";
 
 fn aad(label: &[u8], volume: VolumeId) -> Vec<u8> {
     [label, volume.as_bytes()].concat()
+}
+
+/// The value of [`MARK`]: bound to the directory that the file was made in and to its inode in the store, so that it marks
+/// no other file. 16 bytes, which fit into the inode.
+pub fn new_mark(mac: &MacKey, volume: VolumeId, dir: DirId, inode: u64) -> [u8; 16] {
+    let tag = mac.tag(&[MARK_LABEL, volume.as_bytes(), dir.as_bytes(), &inode.to_le_bytes()]);
+    let mut mark = [0; 16];
+    mark.copy_from_slice(&tag[..16]);
+    mark
 }
 
 /// Plaintext bytes of a target, from the length of the store symlink's text alone.

@@ -99,7 +99,10 @@ impl Fs {
         let moved = std::mem::take(&mut *lock(&self.narrow));
         match self.sync_store(until.saturating_duration_since(Instant::now())) {
             Ok(()) => {
-                begun.into_iter().for_each(|(live, snapshot)| live.file.end_sync(snapshot));
+                for (live, snapshot) in begun {
+                    live.file.end_sync(snapshot);
+                    live.grown_up();
+                }
                 if let Some(keys) = read(&self.keys).clone() {
                     self.narrow(&keys, &moved);
                 }

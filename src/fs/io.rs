@@ -123,6 +123,7 @@ impl Fs {
         let failures = live.file.failures();
         let untold = handle.told.swap(failures, Ordering::AcqRel) != failures;
         synced?;
+        live.grown_up();
         if untold { Err(FsError::os(Errno::IO)) } else { Ok(()) }
     }
 

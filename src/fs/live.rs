@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::error::FsError;
 use super::inode::{Inode, lock, read, write};
 use super::reach::proc_path;
 use super::types::{Kind, now};
-use super::{Fs, Phase};
+use super::{Fs, Phase, young};
 use crate::crypto::kdf::VolumeKeys;
 use crate::crypto::{Secret, Suite};
 use crate::file::PageFile;
@@ -38,13 +38,22 @@ const NEAR: Duration = Duration::from_secs(1);
 /// The open state of a regular file.
 pub(super) struct Live {
     pub file: PageFile<RealDisk>,
+    /// The file may carry the mark of one that was never synced.
+    pub young: AtomicBool,
     pub times: Mutex<Times>,
 }
 
 impl Live {
     fn new(file: PageFile<RealDisk>, stat: &Stat) -> Live {
         let mtime = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ };
-        Live { file, times: Mutex::new(Times { mtime, stale: false }) }
+        Live { file, young: AtomicBool::new(true), times: Mutex::new(Times { mtime, stale: false }) }
+    }
+
+    /// The file was synced.
+    pub fn grown_up(&self) {
+        if self.young.swap(false, Ordering::AcqRel) {
+            young::unmark(self.file.disk());
+        }
     }
 
     /// The contents were changed. `from_cache`: the kernel keeps the time and will send it.
@@ -228,23 +237,44 @@ impl Fs {
                 let pages = self.page_keys(keys, &header)?;
                 PageFile::open(RealDisk::new(backing.into()), self.header_len, pages)?
             }
-            Head::Unfinished if anew => {
-                let dirs = self.parents_of(keys, inode)?;
-                let parents = match dirs.len() {
-                    1..=3 => Parents::Bound(dirs.clone()),
-                    _ => Parents::Unbound,
-                };
-                let home = match dirs.first() {
-                    Some(home) => *home,
-                    None => self.dir_id(keys, &self.root)?,
-                };
-                let new = self.keyring.new_file_key(&home)?;
-                rustix::fs::ftruncate(&backing, 0)?;
-                self.begin_file(keys, backing.into(), new, parents)?
-            }
-            Head::Unfinished => return Err(FsError::Unfinished),
+            Head::Unfinished => self.make_again(keys, inode, backing, &stat, anew)?,
         };
         Ok(self.adopt(inode, file, &stat))
+    }
+
+    /// A file that was being made when the power failed: its name is there, its header is not. It is made again: empty with
+    /// `anew`, else of zeros, as other filesystems show such a file; unless it had been synced, so that somebody took its
+    /// first page away.
+    fn make_again(
+        &self,
+        keys: &VolumeKeys,
+        inode: &Arc<Inode>,
+        backing: File,
+        stat: &Stat,
+        anew: bool,
+    ) -> Result<PageFile<RealDisk>, FsError> {
+        let dirs = self.parents_of(keys, inode)?;
+        if !anew && !young::is_marked(&backing, stat.st_ino, &keys.header, self.volume, &dirs) {
+            return Err(FsError::Unfinished);
+        }
+        let home = match dirs.first() {
+            Some(home) => *home,
+            None => self.dir_id(keys, &self.root)?,
+        };
+        let parents = match dirs.len() {
+            1..=3 => Parents::Bound(dirs),
+            _ => Parents::Unbound,
+        };
+        let new = self.keyring.new_file_key(&home)?;
+        rustix::fs::ftruncate(&backing, 0)?;
+        let file = self.begin_file(keys, backing.into(), new, parents)?;
+        if !anew {
+            let size = crate::file::plain_size(stat.st_size as u64, self.header_len).unwrap_or(0);
+            file.truncate(size)?;
+            file.put_tail()?;
+            tracing::warn!(inode = inode.ino, size, "the file was being made when the power failed: it holds zeros");
+        }
+        Ok(file)
     }
 
     /// Gives the keys back to a file that stayed open over a lock.

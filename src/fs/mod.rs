@@ -36,6 +36,7 @@ mod readdir;
 mod rename;
 mod types;
 mod xattr;
+mod young;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};

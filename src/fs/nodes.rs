@@ -14,8 +14,9 @@ use super::inode::{Inode, lock, write};
 use super::live::Live;
 use super::reach::proc_path;
 use super::types::{Attr, Caller, Fh, Ino, Kind};
-use super::{Fs, Handle, dirs::temporary};
+use super::{Fs, Handle, dirs::temporary, young};
 use crate::crypto::kdf::VolumeKeys;
+use crate::format::DirId;
 use crate::format::header::Parents;
 use crate::format::name::StoreName;
 use crate::keyring::NewKey;
@@ -60,7 +61,8 @@ impl Fs {
         new: NewKey,
     ) -> Result<(Arc<Inode>, Arc<Live>, Stat), FsError> {
         let fd = self.dir_fd(dir)?;
-        let parents = Parents::Bound(vec![self.dir_id(keys, dir)?]);
+        let dir_id = self.dir_id(keys, dir)?;
+        let parents = Parents::Bound(vec![dir_id]);
         let id = new.file;
         let bits = Mode::from_raw_mode(mode & 0o7777);
         let to = OsStr::from_bytes(&entry.entry);
@@ -69,6 +71,7 @@ impl Fs {
             match open_beneath(&fd, OsStr::new("."), flags, bits) {
                 Ok(made) => {
                     let file = self.begin_file(keys, made, new, parents)?;
+                    self.mark(keys, &file, dir_id);
                     self.give(file.disk(), caller, dir, Some(mode))?;
                     self.add_sidecar(&fd, entry)?;
                     self.link_fd(file.disk(), &fd, to)?;
@@ -89,6 +92,7 @@ impl Fs {
         let made = open_beneath(&fd, OsStr::new(&temp), OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, bits)?;
         let done = (|| {
             let file = self.begin_file(keys, made, new, parents)?;
+            self.mark(keys, &file, dir_id);
             self.give(file.disk(), caller, dir, Some(mode))?;
             self.add_sidecar(&fd, entry)?;
             self.rename_new(&fd, OsStr::new(&temp), to)?;
@@ -100,6 +104,12 @@ impl Fs {
                 let _ = rustix::fs::unlinkat(&fd, &temp, AtFlags::empty());
                 Err(error)
             }
+        }
+    }
+
+    fn mark(&self, keys: &VolumeKeys, file: &crate::file::PageFile<crate::store::RealDisk>, dir: DirId) {
+        if let Ok(stat) = rustix::fs::fstat(file.disk()) {
+            young::mark(file.disk(), stat.st_ino, &keys.header, self.volume, dir);
         }
     }
 

@@ -9,6 +9,8 @@ import json
 import os
 import stat
 
+import database
+
 PAGE = 4096
 
 
@@ -36,6 +38,10 @@ class Judge:
 
     def run(self):
         self._directory(0, self.root)
+        for path, (sure, most) in sorted(self.model.databases.items()):
+            lost, damaged = database.judge(self.root, path, sure, most, self.may_be_stillborn)
+            self.verdict.lost += lost
+            self.verdict.damaged += damaged
         for file in sorted(self.model.must_be_reachable()):
             if file not in self.found:
                 self.verdict.lost.append(f"file {file} was acknowledged and has no name any more")
@@ -49,6 +55,8 @@ class Judge:
         expected = self.model.places.get(number, {})
         try:
             there = set(os.listdir(path))
+            if number == 0:
+                there -= set(self.model.databases)
         except OSError as error:
             self.verdict.lost.append(f"{self._short(path)}: {error.strerror}")
             return

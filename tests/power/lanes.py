@@ -1,5 +1,6 @@
 """The lanes: power cuts at block level, and kills of the daemon."""
 
+import json
 import os
 import random
 import subprocess
@@ -32,6 +33,13 @@ class Result:
         self.slowest = max(self.slowest, (now - began, what))
         return now
 
+    def add(self, other):
+        """The same lane with another seed."""
+        for name in ("images", "lost", "damaged", "failures", "unusable", "files", "bytes", "stillborn", "operations",
+                     "acknowledged", "seconds"):  # fmt: skip
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.slowest = max(self.slowest, other.slowest)
+
     def take(self, what, verdict):
         self.images += 1
         self.lost += bool(verdict.lost)
@@ -58,13 +66,18 @@ class Result:
         )
 
 
-def scribe(root, ledger_path, seed, ops, log=None, store=None, adopt=None):
+def scribe(root, ledger_path, seed, ops, log=None, store=None, adopt=None, target=None):
     words = [sys.executable, os.path.join(HERE, "scribe.py"), "--root", root, "--ledger", ledger_path,
              "--seed", str(seed), "--ops", str(ops)]  # fmt: skip
     for name, value in (("--log", log), ("--store", store), ("--adopt", adopt)):
         if value:
             words += [name, value]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    if target and not target.long_names:
+        words.append("--short-names")
+    if target and target.relock(root):
+        words += ["--relock", json.dumps(target.relock(root))]
+    inherited = target and target.environment() or os.environ
+    environment = {**inherited, "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -121,7 +134,7 @@ class Power:
             store = os.path.join(disk, "store")
             root = self.target.mount(store, mountpoint)
             start, clock = disk_log.position(), time.monotonic()
-            process = scribe(root, self.ledger, seed, self.ops, self.log, store, adopt)
+            process = scribe(root, self.ledger, seed, self.ops, self.log, store, adopt, self.target)
             undo.add("the scribe", cleanup.end_process, process)
             try:
                 _, said = process.communicate(timeout=600)

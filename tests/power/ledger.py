@@ -5,7 +5,7 @@ an acknowledgement after the call that gave it has returned. A *position* is a n
 the block log, or a count where there is none.
 
 Content operations (on the file `file`): write, truncate, zero, adopt. Name operations: create, link, unlink, rename,
-replace, mkdir, movedir. Files and directories have numbers; 0 is the root. A name operation sets one or two *places*,
+replace, mkdir, movedir. Databases, each in a directory of its own in the root: database, commit. Files and directories have numbers; 0 is the root. A name operation sets one or two *places*,
 (directory, name), to a file, a directory or nothing.
 """
 
@@ -100,8 +100,18 @@ class Model:
         self.position, self.ops = position, ops
         self.contents, self.places, self.files, self.linked = {}, {}, set(), set()
         self.may_be_gone, self.certain = set(), set()
+        self.databases = {}  # directory -> [transactions acknowledged, transactions begun]
         for op in ops:
             kind, acked = op.kind, op.ack <= position
+            if kind == "database":
+                self.databases[op["path"]] = [0, 0]
+                continue
+            if kind == "commit":
+                known = self.databases[op["path"]]
+                known[1] = op["transaction"]
+                if acked:
+                    known[0] = op["transaction"]
+                continue
             if kind in ("write", "truncate", "zero", "adopt"):
                 self.contents.setdefault(op["file"], []).append((op, acked))
                 if acked:

@@ -1,6 +1,7 @@
 """The workload: changes files below a directory and keeps the ledger. A process of its own, so that it can hang or die.
 
 usage: scribe.py --root DIR --ledger FILE --seed N --ops N [--log BLOCKLOG] [--store DIR] [--adopt FILE]
+       [--relock JSON] [--short-names]
 """
 
 import argparse
@@ -10,9 +11,11 @@ import json
 import mmap
 import os
 import random
+import subprocess
 import sys
 import time
 
+import database
 import ledger
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -23,7 +26,9 @@ UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class Scribe:
-    def __init__(self, root, writer, seed, store):
+    def __init__(self, root, writer, seed, store, relock=None, short=False):
+        self.short = short
+        self.relock_commands, self.relocks, self.databases = relock, 0, {}
         self.root, self.ledger, self.dice, self.store = root, writer, random.Random(seed), store
         self.seed = seed * 1_000_003
         self.dirs = {0: None}  # number -> (parent, name)
@@ -48,7 +53,8 @@ class Scribe:
 
     def fresh_name(self, prefix, number):
         # Now and then a name too long to be stored as it is.
-        return f"{prefix}{self.generation}{number:05d}" + ("-" + "long" * 50 if self.dice.random() < 0.15 else "")
+        long = self.dice.random() < 0.15 and not self.short
+        return f"{prefix}{self.generation}{number:05d}" + ("-" + "long" * 50 if long else "")
 
     def length(self):
         return self.dice.choice([self.dice.randint(1, 200), self.dice.randint(1, 9_000), self.dice.randint(1, 9_000),
@@ -339,16 +345,49 @@ class Scribe:
             finally:
                 os.close(fd)
 
+    def transaction(self):
+        """A transaction of SQLite, in one of its journal modes."""
+        mode = self.dice.choice(database.MODES)
+        if mode not in self.databases:
+            base = self.databases[mode] = database.Database(self.root, f"db{self.generation}-{mode}", mode)
+            self.ledger.op("database", path=base.path)
+            base.make()
+        for _ in range(self.dice.randint(1, 3)):
+            self.databases[mode].commit(self.ledger, time.monotonic)
+
+    def relock(self):
+        """An orderly lock, and the return: it acknowledges everything that was written before it."""
+        if not self.relock_commands or self.relocks == 3:
+            return
+        self.relocks += 1
+        for base in self.databases.values():
+            base.close()
+        for fd in self.fds.values():
+            os.close(fd)
+        self.fds.clear()
+        pending = {n for known in self.content.values() for n in known}
+        pending |= {n for known in self.names.values() for n in known}
+        for number, command in enumerate(self.relock_commands):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+            if done.returncode:
+                raise OSError(errno.ENOTRECOVERABLE, f"{' '.join(command)}: {done.stderr.strip()}")
+            if number == 0:
+                self.ledger.ack(pending, time.monotonic())
+                self.content = {file: set() for file in self.content}
+                self.names.clear()
+
     OPERATIONS = [
         (create, 14), (append, 12), (overwrite, 24), (dsync, 6), (map_sync, 6), (truncate, 9), (punch, 4),
         (sync_one, 14), (close, 7), (replace, 8), (move, 5), (link, 2), (unlink, 5), (mkdir, 4), (movedir, 2),
-        (sync_some_dir, 4), (stir, 6),
+        (sync_some_dir, 4), (stir, 6), (transaction, 8), (relock, 2),
     ]  # fmt: skip
 
     def run(self, count):
         choices = [operation for operation, weight in self.OPERATIONS for _ in range(weight)]
         for _ in range(count):
             self.dice.choice(choices)(self)
+        for base in self.databases.values():
+            base.close()
         for fd in self.fds.values():
             os.close(fd)
 
@@ -381,15 +420,17 @@ class Scribe:
 
 def main():
     parser = argparse.ArgumentParser()
-    for name in ("root", "ledger", "log", "store", "adopt"):
+    for name in ("root", "ledger", "log", "store", "adopt", "relock"):
         parser.add_argument(f"--{name}")
+    parser.add_argument("--short-names", action="store_true")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--ops", type=int, required=True)
     arguments = parser.parse_args()
     count = iter(range(1, ledger.ENDLESS))
     position = (lambda: os.stat(arguments.log).st_size) if arguments.log else (lambda: next(count))
     writer = ledger.Writer(arguments.ledger, position)
-    scribe = Scribe(arguments.root, writer, arguments.seed, arguments.store)
+    relock = json.loads(arguments.relock) if arguments.relock else None
+    scribe = Scribe(arguments.root, writer, arguments.seed, arguments.store, relock, arguments.short_names)
     if arguments.adopt:
         with open(arguments.adopt, encoding="utf-8") as survey:
             scribe.adopt(json.load(survey))

@@ -28,6 +28,7 @@ class Target:
 
     name = "?"
     stillborn = False  # whether an unacknowledged creation may be left behind as a file that refuses to be opened
+    long_names = True  # whether names may have 255 bytes
     close_acknowledges = False  # whether data is safe from a kill of the daemon once close() has returned
 
     def __init__(self):
@@ -45,6 +46,9 @@ class Target:
 
     def environment(self):
         return None
+
+    def relock(self, mountpoint):
+        """The commands that take the volume away in good order and bring it back, if it has such."""
 
     def mount(self, store, mountpoint):
         """Mounts; gives the directory to work in. The daemon is our child, in the foreground."""
@@ -115,7 +119,6 @@ class Bare(Target):
 
 class Hyokfs(Target):
     name = "hyokfs"
-    stillborn = True
 
     def __init__(self, binary, home):
         super().__init__()
@@ -140,6 +143,9 @@ class Hyokfs(Target):
     def command(self, store, mountpoint):
         # The state (pinned fingerprints) is the node's, not the disk's: it survives.
         return [self.binary, "mount", "--state-dir", f"{self.home}/state", store, mountpoint]
+
+    def relock(self, mountpoint):
+        return [[self.binary, "lock", mountpoint], [self.binary, "unlock", mountpoint]]
 
     def _verify(self, store, *options):
         done = subprocess.run([self.binary, "verify", "--json", *options, store], capture_output=True, text=True,
@@ -180,6 +186,28 @@ class Gocryptfs(Target):
 
     def command(self, store, mountpoint):
         return ["gocryptfs", "-q", "-fg", "-passfile", self.password, store, mountpoint]
+
+
+class Securefs(Target):
+    name = "securefs"
+    long_names = False
+
+    def __init__(self, home):
+        super().__init__()
+        self.home = home
+
+    def environment(self):
+        return {**os.environ, "HOME": self.home}
+
+    def available(self):
+        return None if shutil.which("securefs") else "securefs is not installed"
+
+    def prepare(self, store):
+        # One round: the password is nobody's secret, and every mount would take seconds.
+        run(["securefs", "create", "--pass", "test", "--pbkdf", "scrypt", "--rounds", "1", store])
+
+    def command(self, store, mountpoint):
+        return ["securefs", "mount", "--pass", "test", store, mountpoint]
 
 
 class Command(Target):
