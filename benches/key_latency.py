@@ -144,12 +144,12 @@ def main():
             print("           processor seconds: daemon " + " ".join(
                 f"{name} {statistics.median(used[what, name]):.2f}" for name in ("local", "remote", "fake")))
         control(url, "DELETE", "fault")
-        before = statistics.median(open_file_rate(remote.mnt, 2) for _ in range(3))
+        before = statistics.median(open_file_rate(remote.mnt, 2) for _ in range(5))
         control(url, "POST", "fault", {"hang_ms": 600_000})
         # Somebody waits for the service meanwhile.
         waiting = [subprocess.Popen(["cat", remote.mnt / "round-0/tree/d00/e0/file-00000.txt"], stdout=subprocess.DEVNULL,
                                     stderr=subprocess.DEVNULL) for _ in range(8)]
-        during = statistics.median(open_file_rate(remote.mnt, 2) for _ in range(3))
+        during = statistics.median(open_file_rate(remote.mnt, 2) for _ in range(5))
         print(f"open file, pairs of 4 KiB write and read: {before:.0f}/s, with a silent service {during:.0f}/s: "
               f"{(during / before - 1) * 100:+.1f} %")
         for process in waiting:

@@ -65,7 +65,12 @@ impl Fs {
             return Ok(*id);
         }
         if Arc::ptr_eq(dir, &self.root) {
-            return Ok(*dir.dir.get_or_init(|| DirId(keys.root)));
+            let id = *dir.dir.get_or_init(|| DirId(keys.root));
+            if id != DirId(keys.root) {
+                return Err(FsError::damaged("the volume has another secret than before"));
+            }
+            dir.epoch.store(epoch, Ordering::Release);
+            return Ok(id);
         }
         let record = self.read_record(keys, self.dir_fd(dir)?, dir.ino)?;
         let parents = self.parents_of(keys, dir)?;

@@ -42,11 +42,13 @@ impl Inner {
     /// A ready key, which is cached from now on; asks for more. An error is a no that was given a moment ago.
     fn take_ready(&self, access: &Arc<Access>, now: Instant) -> Result<Option<Ready>, KeyError> {
         let mut state = self.state();
-        let ready = state.take_ready(now);
+        let (ready, low) = state.take_ready(now);
         if let Some(ready) = &ready {
             self.keep(&mut state, ready.file, &ready.known);
         }
-        access.pool.notify_one();
+        if low {
+            access.pool.notify_one();
+        }
         match (ready, state.refusal_new(now)) {
             (None, Some(error)) => Err(error),
             (ready, _) => Ok(ready),

@@ -259,8 +259,10 @@ impl Keyring {
             return None;
         }
         let access = inner.access().ok().filter(|access| access.provider.is_remote())?;
-        let ready = inner.state().take_ready(inner.now());
-        access.pool.notify_one();
+        let (ready, low) = inner.state().take_ready(inner.now());
+        if low {
+            access.pool.notify_one();
+        }
         let ready = ready?;
         let dir = DirId(ready.file.0);
         inner.settle(&access, ready).ok().map(|()| dir)

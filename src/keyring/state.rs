@@ -25,7 +25,8 @@ pub(super) const READY_FOR: Duration = Duration::from_secs(300);
 /// Ready keys where next to none are used.
 const SMALL_POOL: usize = 4;
 /// The pool holds as many keys as were used in about this long, so that what is made in vain stays in proportion.
-const DEMAND: Duration = Duration::from_millis(500);
+/// It must be longer than a call takes, or the pool runs dry under a steady demand.
+const DEMAND: Duration = Duration::from_millis(200);
 /// How long nothing is made or fetched ahead after it failed.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -130,11 +131,18 @@ impl State {
         }
     }
 
-    /// A ready key; `None` when the pool is dry. Either way it was asked for, and the pool grows with that.
-    pub fn take_ready(&mut self, now: Instant) -> Option<Ready> {
+    /// A ready key; `None` when the pool is dry. Either way it was asked for, and the pool grows with that. Also whether
+    /// whoever fills it should look: each key that comes in makes it look, so not for each that goes out.
+    pub fn take_ready(&mut self, now: Instant) -> (Option<Ready>, bool) {
         self.drop_expired(now);
         self.demand = (self.demand_at(now) + 1.0, Some(now));
-        self.pool.pop_front()
+        let ready = self.pool.pop_front();
+        let left = self.pool.len();
+        (ready, left.is_multiple_of(8) || left * 2 < self.pool_target(now))
+    }
+
+    fn pool_target(&self, now: Instant) -> usize {
+        (SMALL_POOL + self.demand_at(now) as usize).min(self.pool_most)
     }
 
     fn demand_at(&self, now: Instant) -> f64 {
@@ -160,8 +168,7 @@ impl State {
         if self.is_quiet(now) {
             return (0, expiry);
         }
-        let target = (SMALL_POOL + self.demand_at(now) as usize).min(self.pool_most);
-        (target.saturating_sub(self.pool.len() + making), expiry)
+        (self.pool_target(now).saturating_sub(self.pool.len() + making), expiry)
     }
 
     fn drop_expired(&mut self, now: Instant) {

@@ -10,6 +10,9 @@ use super::status::LockReport;
 use super::volume::VolumeError;
 use crate::liveness::{Answer, BootClock, Clock};
 
+/// Why a volume could not be opened, and its mount if that is held: it goes on to be.
+pub type StillLocked = (Box<VolumeError>, Option<Box<Mounted>>);
+
 /// One thing that happened.
 pub enum Happened {
     /// The key service answered a probe.
@@ -19,7 +22,7 @@ pub enum Happened {
     /// A lock has run to its end; with the mount, if that is held.
     Locked(Box<LockReport>, Option<Box<Mounted>>),
     /// The volume was unlocked and mounted, or could not be; then with the mount that is still held.
-    Unlocked(Result<Box<Mounted>, (Box<VolumeError>, Option<Box<Mounted>>)>),
+    Unlocked(Result<Box<Mounted>, StillLocked>),
     /// The connection of the mount with this number ended, whoever ended it.
     SessionEnded(u64),
     /// A command came through the control socket; the answer goes to the sender.

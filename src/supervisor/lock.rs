@@ -8,6 +8,7 @@ use super::bounded::bounded;
 use super::caches::{self, Known};
 use super::hold::{self, Asker};
 use super::status::LockReport;
+use super::urgent::Urgent;
 use crate::fs::Fs;
 use crate::fuse::mount;
 use crate::fuse::session::Session;
@@ -56,9 +57,7 @@ pub enum Leave {
 /// Runs the whole lock. Every key that `mounted` had is gone afterwards; it comes back if it is to be held.
 pub fn lock(mut mounted: Mounted, leave: Leave, flush_deadline: Duration) -> (LockReport, Option<Mounted>) {
     let begun = Instant::now();
-    // Thousands of FORGETs follow a purge, and the machine may be busy: the keys should not wait for their turn. Only
-    // root may ask for it.
-    let _ = rustix::process::setpriority_process(None, -20);
+    let _urgent = Urgent::begin();
     let mut report = LockReport::default();
     let at = |begun: Instant| u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let hold = leave == Leave::Held && !mounted.session.has_ended();

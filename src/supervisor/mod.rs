@@ -20,6 +20,7 @@ pub mod pin;
 pub mod run;
 pub mod state;
 pub mod status;
+mod urgent;
 pub mod volume;
 
 pub use caches::SYNCFS_COMMAND;

@@ -101,7 +101,7 @@ fn errors_are_those_of_posix() {
     assert_eq!(w.names(""), ["d"]);
     assert_eq!(w.get("d/f").unwrap(), b"x");
     let files = std::fs::read_dir(w.dir.path()).unwrap().count();
-    assert_eq!(files, 1, "d alone");
+    assert_eq!(files, 1, "d alone: the root has no record");
 }
 
 #[test]

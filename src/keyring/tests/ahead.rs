@@ -171,14 +171,16 @@ fn dry_after_start(gap: Duration, takes: Duration, creates: u32) -> (u32, usize)
     let (mut dry, mut made) = (0, 0);
     for n in 0..creates {
         let now = start + gap * n;
+        let landed = coming.front().is_some_and(|at| *at <= now);
         while coming.front().is_some_and(|at| *at <= now) {
             let born = coming.pop_front().unwrap();
             let known = Known { key: std::sync::Arc::new(Secret::from_fn(|_| ()).unwrap()), commitment: [0; 32] };
             state.put_ready(Ready { file: id(u64::from(n)), known, wrapped: vec![1], born });
         }
         let late = gap * n > Duration::from_millis(500);
-        dry += u32::from(state.take_ready(now).is_none() && late);
-        let missing = state.pool_plan(coming.len(), now).0;
+        let (ready, low) = state.take_ready(now);
+        dry += u32::from(ready.is_none() && late);
+        let missing = if low || landed { state.pool_plan(coming.len(), now).0 } else { 0 };
         made += missing;
         // What the rest of the calls leaves to the background.
         (0..missing.min(48_usize.saturating_sub(coming.len()))).for_each(|_| coming.push_back(now + takes));
