@@ -32,7 +32,8 @@ pub struct World {
     pub fs: Arc<Fs>,
 }
 
-fn volume(id: VolumeId, secret: &[u8; 32], names: NameMode) -> Volume {
+/// A volume with one key a file.
+pub fn volume(id: VolumeId, secret: &[u8; 32], names: NameMode) -> Volume {
     let secret = Secret::copy_from(secret).unwrap();
     Volume {
         record: VolumeRecord {

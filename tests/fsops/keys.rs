@@ -10,12 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use hyokfs::crypto::kdf::VolumeKeys;
-use hyokfs::crypto::{Secret, Suite};
+use hyokfs::crypto::Secret;
 use hyokfs::format::header::FileHeader;
 use hyokfs::format::name::NameMode;
 use hyokfs::format::slots::Via;
-use hyokfs::format::volume::{Granularity, Volume, VolumeRecord};
+use hyokfs::format::volume::{Granularity, Volume};
 use hyokfs::format::{FileId, VolumeId};
 use hyokfs::fs::{Attr, Fs, FsError, FsOptions, Ino, KeyNeed, Kind, ROOT};
 use hyokfs::keyring::{KeyError, Keyring, KeyringOptions, Limits};
@@ -26,7 +25,7 @@ use hyokfs::provider::{
 use hyokfs::store::Store;
 use tempfile::TempDir;
 
-use crate::harness::{ME, RW};
+use crate::harness::{self, ME, RW};
 
 const DELAY: Duration = Duration::from_millis(20);
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -110,24 +109,9 @@ struct World {
 }
 
 fn volume(id: VolumeId, granularity: Granularity) -> Volume {
-    let secret = Secret::copy_from(&[7; 32]).unwrap();
-    Volume {
-        record: VolumeRecord {
-            format: 1,
-            generation: 1,
-            volume: id,
-            suite: Suite::Aes256Gcm,
-            granularity,
-            names: NameMode::Plain,
-            header_len: 1024,
-            max_poll_interval_ms: 5000,
-            max_lease_ms: 300_000,
-            tenant: None,
-            key: Vec::new(),
-            mac: Vec::new(),
-        },
-        keys: VolumeKeys::derive(&secret, id.as_bytes()).unwrap(),
-    }
+    let mut volume = harness::volume(id, &[7; 32], NameMode::Plain);
+    volume.record.granularity = granularity;
+    volume
 }
 
 impl World {

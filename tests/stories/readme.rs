@@ -129,6 +129,24 @@ impl Ending<'_> {
         becomes(self.world, &self.mountpoint, "unlocked");
         self.mounted();
     }
+
+    /// Types one of the blocks that every section ends with, and looks at what comes of it.
+    #[track_caller]
+    fn goes_on(&self, who: &str, block: &str, customer: &mut Party, node: &mut Party) {
+        match who {
+            "customer take" => {
+                self.mounted();
+                customer.types(self.world, block);
+                self.taken();
+            }
+            "customer give" => {
+                customer.types(self.world, block);
+                self.given();
+            }
+            "node end" => assert!(node.types(self.world, block).contains("hello")),
+            other => panic!("README.md: a block of `{other}`?"),
+        }
+    }
 }
 
 #[test]
@@ -198,17 +216,7 @@ fn aws_from_nothing_to_a_mounted_volume() {
             }
             "vendor" => drop(vendor.types(&world, block)),
             "node" => drop(node.types(&world, block)),
-            "customer take" => {
-                ending.mounted();
-                customer.types(&world, block);
-                ending.taken();
-            }
-            "customer give" => {
-                customer.types(&world, block);
-                ending.given();
-            }
-            "node end" => assert!(node.types(&world, block).contains("hello")),
-            other => panic!("README.md: a block of `{other}`?"),
+            other => ending.goes_on(other, block, &mut customer, &mut node),
         }
     }
     let order = [
@@ -278,17 +286,7 @@ fn azure_from_nothing_to_a_mounted_volume() {
                 told.push(("TENANT".to_owned(), printed.lines().last().unwrap().to_owned()));
             }
             "node" => drop(node.types(&world, block)),
-            "customer take" => {
-                ending.mounted();
-                customer.types(&world, block);
-                ending.taken();
-            }
-            "customer give" => {
-                customer.types(&world, block);
-                ending.given();
-            }
-            "node end" => assert!(node.types(&world, block).contains("hello")),
-            other => panic!("README.md: a block of `{other}`?"),
+            other => ending.goes_on(other, block, &mut customer, &mut node),
         }
     }
     let order = [
