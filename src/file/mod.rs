@@ -104,6 +104,7 @@ impl<D: Disk> PageFile<D> {
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
     }
+
     /// The file header as page 0 carries it.
     pub fn header(&self) -> Vec<u8> {
         self.look().header.to_vec()
@@ -142,11 +143,9 @@ impl<D: Disk> PageFile<D> {
     /// As [`PageFile::drop_keys`], but does not wait for those under way: false if there are any, and then nothing has
     /// happened. For a lock, which a read that hangs in the store must not hold up.
     pub fn try_drop_keys(&self) -> bool {
-        let keys = match self.state.try_write() {
-            Ok(mut state) => state.keys.take(),
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().keys.take(),
-            Err(TryLockError::WouldBlock) => return false,
-        };
+        let Some(mut state) = self.try_change() else { return false };
+        let keys = state.keys.take();
+        drop(state);
         drop(keys);
         true
     }
@@ -193,6 +192,15 @@ impl<D: Disk> PageFile<D> {
     /// The lock for changing.
     fn change(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock for changing, unless a request is at work on the file.
+    fn try_change(&self) -> Option<RwLockWriteGuard<'_, State>> {
+        match self.state.try_write() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Tells other threads the size.

@@ -7,7 +7,7 @@ use super::{FileError, PageFile};
 use crate::format::page::{PAGE, is_hole};
 use crate::store::Disk;
 use crate::sys::aligned::with_scratch;
-use crate::sys::sync::{Ordering, PoisonError, TryLockError};
+use crate::sys::sync::{Ordering, PoisonError};
 
 /// Pages that are read through, at most, to find out whether the file has holes before the floor is put.
 const SCAN: u64 = 1024;
@@ -97,11 +97,7 @@ impl<D: Disk> PageFile<D> {
     /// As [`PageFile::begin_sync`], but nothing if a request is at work on the file: a lock cannot wait for one that
     /// hangs in the store.
     pub fn try_begin_sync(&self) -> Option<Result<Snapshot, FileError>> {
-        match self.state.try_write() {
-            Ok(mut state) => Some(self.snapshot(&mut state)),
-            Err(TryLockError::Poisoned(poisoned)) => Some(self.snapshot(&mut poisoned.into_inner())),
-            Err(TryLockError::WouldBlock) => None,
-        }
+        self.try_change().map(|mut state| self.snapshot(&mut state))
     }
 
     fn snapshot(&self, state: &mut State) -> Result<Snapshot, FileError> {

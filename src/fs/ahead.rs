@@ -6,22 +6,22 @@
 //! `find`, `cp` and `tar` go. How far the sweep runs ahead is the keyring's business: it takes suggestions only as fast
 //! as earlier ones are used ([`Suggested::Full`]), so that listing alone costs next to no calls.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
 use super::Fs;
 use super::error::FsError;
 use super::inode::{Inode, read};
 use super::live::{Head, read_head};
+use super::readdir::Stream;
 use crate::crypto::kdf::VolumeKeys;
 use crate::format::header::FileHeader;
 use crate::format::name::{self, Entry};
@@ -30,8 +30,6 @@ use crate::format::{DirId, FileId};
 use crate::keyring::Suggested;
 use crate::store::open_beneath;
 
-/// Bytes of entries that are fetched from the store at once.
-const BATCH: usize = 16 << 10;
 /// Directories that are swept at one time; each holds a descriptor.
 const DEPTH: usize = 48;
 /// Two listings, one below the other, within this time are a walk.
@@ -86,34 +84,13 @@ impl Prefetcher {
 
 /// A directory that is being swept.
 struct Level {
-    fd: OwnedFd,
     id: DirId,
-    entries: VecDeque<(Vec<u8>, FileType)>,
+    entries: Stream,
     /// A file whose suggestion was not taken yet.
     pending: Option<(FileId, Vec<KeySlot>)>,
     /// Whether its files are suggested, and what is below it is swept.
     files: bool,
     descend: bool,
-}
-
-impl Level {
-    fn next(&mut self) -> Result<Option<(Vec<u8>, FileType)>, FsError> {
-        if self.entries.is_empty() {
-            let mut buffer = [MaybeUninit::<u8>::uninit(); BATCH];
-            let mut entries = RawDir::new(&self.fd, &mut buffer);
-            while let Some(entry) = entries.next() {
-                let entry = entry?;
-                let name = entry.file_name().to_bytes();
-                if name != b"." && name != b".." {
-                    self.entries.push_back((name.to_vec(), entry.file_type()));
-                }
-                if entries.is_buffer_empty() && !self.entries.is_empty() {
-                    break;
-                }
-            }
-        }
-        Ok(self.entries.pop_front())
-    }
 }
 
 /// How a step of the sweep went.
@@ -229,7 +206,7 @@ impl Sweep {
         if self.stack.len() >= DEPTH {
             self.stack.remove(0);
         }
-        self.stack.push(Level { fd, id, entries: VecDeque::new(), pending: None, files, descend });
+        self.stack.push(Level { id, entries: Stream::new(fd), pending: None, files, descend });
     }
 
     /// Looks at one entry.
@@ -238,8 +215,8 @@ impl Sweep {
         let Some(level) = self.stack.last_mut() else { return Step::On };
         let wanted = match level.pending.take() {
             Some(wanted) => Some(wanted),
-            None => match level.next() {
-                Ok(Some((entry, kind))) => match self.look(fs, &keys, &entry, kind) {
+            None => match level.entries.next() {
+                Ok(Some(entry)) => match self.look(fs, &keys, &entry.name, entry.kind) {
                     Some(wanted) => Some(wanted),
                     None => return Step::On,
                 },
@@ -263,21 +240,21 @@ impl Sweep {
     /// What the entry is: a file to suggest, or a directory to sweep next.
     fn look(&mut self, fs: &Fs, keys: &VolumeKeys, entry: &[u8], kind: FileType) -> Option<(FileId, Vec<KeySlot>)> {
         let level = self.stack.last()?;
-        if !matches!(name::classify(entry), Entry::Short | Entry::Long) {
+        if entry == b"." || entry == b".." || !matches!(name::classify(entry), Entry::Short | Entry::Long) {
             return None;
         }
-        let name = OsStr::from_bytes(entry);
+        let (name, above) = (OsStr::from_bytes(entry), level.entries.fd());
         let kind = match kind {
             FileType::Unknown => {
-                let stat = rustix::fs::statat(&level.fd, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+                let stat = rustix::fs::statat(above, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
                 FileType::from_raw_mode(stat.st_mode)
             }
             known => known,
         };
         match kind {
-            FileType::RegularFile if level.files => fs.head_in(keys, &level.fd, &level.id, name),
+            FileType::RegularFile if level.files => fs.head_in(keys, above, &level.id, name),
             FileType::Directory if level.descend => {
-                let fd = open_beneath(&level.fd, name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).ok()?;
+                let fd = open_beneath(above, name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).ok()?;
                 let record = fs.read_record(keys, &fd, 0).ok()?;
                 let own = record.parents.contains(&level.id);
                 if own && self.seen.get(&record.dir) != Some(&true) {

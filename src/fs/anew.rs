@@ -1,6 +1,7 @@
 //! After a lock in place nothing of the time before is believed: an inode is compared with the store before its first
 //! use. (Directories are compared where their record is read, `Fs::dir_id`.)
 
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -59,7 +60,6 @@ impl Fs {
     fn stands(&self, inode: &Arc<Inode>) -> Result<bool, FsError> {
         let places: Vec<Place> = read(&inode.places).list.clone();
         for place in &places {
-            use std::os::unix::ffi::OsStrExt;
             match self.dir_fd(&place.parent).and_then(|dir| self.stat_entry(&dir, place.entry.as_bytes())) {
                 Ok(stat) if inode.is(&stat) => return Ok(true),
                 Ok(_) | Err(FsError::NotFound) => {}

@@ -51,11 +51,11 @@ impl Fs {
 
     /// Reads into `buf` from `off` on; gives how much, less only at the end of the file.
     pub fn read(&self, _ino: Ino, fh: Fh, off: u64, buf: &mut [u8]) -> Result<usize, FsError> {
-        self.enter()?;
+        self.check_open()?;
         let (handle, live) = self.open_file(fh)?;
         let length = self.with_live(&handle.inode, &live, |file| file.read(off, buf))?;
         // A read that hung in the store may end after a lock: it must not bring plaintext back to the kernel.
-        self.enter()?;
+        self.check_open()?;
         Ok(length)
     }
 

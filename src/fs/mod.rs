@@ -203,10 +203,13 @@ impl Fs {
 
     /// The volume's keys, if the volume is open.
     fn enter(&self) -> Result<Arc<VolumeKeys>, FsError> {
-        if self.phase() != Phase::Open {
-            return Err(FsError::Locked);
-        }
+        self.check_open()?;
         read(&self.keys).clone().ok_or(FsError::Locked)
+    }
+
+    /// As [`Fs::enter`], for what needs none of the volume's keys.
+    fn check_open(&self) -> Result<(), FsError> {
+        if self.phase() == Phase::Open { Ok(()) } else { Err(FsError::Locked) }
     }
 
     /// Lets through what a gated volume still takes: the write-back of the kernel's cache.

@@ -22,10 +22,10 @@ use crate::store::open_beneath;
 /// Bytes of entries that are fetched from the store at once.
 const BATCH: usize = 32 << 10;
 
-struct Raw {
-    name: Vec<u8>,
+pub(super) struct Raw {
+    pub name: Vec<u8>,
     backing: u64,
-    kind: FileType,
+    pub kind: FileType,
     next: u64,
 }
 
@@ -38,6 +38,24 @@ pub(super) struct Stream {
 }
 
 impl Stream {
+    /// From the beginning of the directory.
+    pub fn new(fd: OwnedFd) -> Stream {
+        Stream { fd, waiting: VecDeque::new(), at: 0 }
+    }
+
+    /// The directory.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// The next entry, which is then passed; `.` and `..` come, too.
+    pub fn next(&mut self) -> Result<Option<Raw>, FsError> {
+        if self.waiting.is_empty() {
+            self.fill()?;
+        }
+        Ok(self.waiting.pop_front())
+    }
+
     fn seek(&mut self, off: u64) -> Result<(), FsError> {
         if off != self.at || off == 0 {
             self.waiting.clear();
@@ -74,8 +92,7 @@ impl Fs {
         self.dir_id(&keys, &dir)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let fd = open_beneath(&*self.dir_fd(&dir)?, OsStr::new("."), flags, Mode::empty())?;
-        let stream = Stream { fd, waiting: VecDeque::new(), at: 0 };
-        Ok(self.add_handle(Handle::directory(dir, stream)))
+        Ok(self.add_handle(Handle::directory(dir, Stream::new(fd))))
     }
 
     /// Closes a directory. Works when the volume is locked, too.

@@ -203,11 +203,7 @@ struct HomeLanding {
 
 impl HomeLanding {
     fn land(&self, made: Result<Known, KeyError>) {
-        let mut state = self.inner.state();
-        if state.flights.get(&self.id).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
-            state.flights.remove(&self.id);
-        }
-        drop(state);
+        self.inner.state().flown(&self.id, &self.flight);
         self.flight.land(made);
     }
 }

@@ -73,9 +73,7 @@ impl Landing {
                     }
                 }
             }
-            if state.flights.get(&place).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
-                state.flights.remove(&place);
-            }
+            state.flown(&place, &self.flight);
         } else {
             // A lock came between: what the call brought is wiped here.
             known = Err(KeyError::Locked);

@@ -105,6 +105,13 @@ impl State {
         self.access.as_ref().is_some_and(|current| Arc::ptr_eq(current, access))
     }
 
+    /// A call has come to its end: nobody joins it any more.
+    pub fn flown(&mut self, place: &FileId, flight: &Arc<Flight<Known>>) {
+        if self.flights.get(place).is_some_and(|current| Arc::ptr_eq(current, flight)) {
+            self.flights.remove(place);
+        }
+    }
+
     /// The no that this very wrapped key got a moment ago.
     pub fn refusal(&mut self, file: &FileId, wrapped: &[u8], now: Instant) -> Option<KeyError> {
         let refusal = self.refused.peek(file).filter(|refusal| refusal.wrapped == wrapped)?;

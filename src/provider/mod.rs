@@ -63,9 +63,8 @@ pub struct ProviderError {
     pub request_id: Option<String>,
 }
 
-/// Codes of both clouds that say "too many calls".
+/// AWS's codes that say "too many calls".
 const THROTTLED: &[&str] = &[
-    "Throttled",
     "Throttling",
     "ThrottlingException",
     "ThrottledException",
@@ -77,10 +76,14 @@ const THROTTLED: &[&str] = &[
     "SlowDown",
 ];
 
+/// Ours for Azure's status 429, which carries none.
+const AZURE_THROTTLED: &str = "Throttled";
+
 impl ProviderError {
     /// Whether the service asks for fewer calls.
     pub fn is_throttling(&self) -> bool {
-        self.verdict == Verdict::Unreachable && THROTTLED.contains(&self.code.as_str())
+        let code = self.code.as_str();
+        self.verdict == Verdict::Unreachable && (code == AZURE_THROTTLED || THROTTLED.contains(&code))
     }
 }
 

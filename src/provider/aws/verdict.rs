@@ -4,7 +4,7 @@
 //! references of Decrypt and AssumeRole. Codes decide; a text decides only where AWS gives nothing else
 //! (`KMSInvalidStateException` of an external key store), and there an unknown text is never a denial.
 
-use super::super::{ProviderError, Verdict};
+use super::super::{ProviderError, THROTTLED, Verdict};
 use super::evidence::{Evidence, Kind, Source};
 
 /// The permission that a call needs.
@@ -87,17 +87,6 @@ const OWN_CREDENTIALS: &[&str] = &[
     "InvalidIdentityTokenException",
     "IDPCommunicationError",
     "IDPCommunicationErrorException",
-];
-const THROTTLED: &[&str] = &[
-    "ThrottlingException",
-    "Throttling",
-    "ThrottledException",
-    "TooManyRequestsException",
-    "LimitExceeded",
-    "LimitExceededException",
-    "RequestLimitExceeded",
-    "RequestThrottled",
-    "SlowDown",
 ];
 const BUSY: &[&str] = &[
     "KeyUnavailableException",

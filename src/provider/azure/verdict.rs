@@ -16,7 +16,7 @@ use azure_core::http::RawResponse;
 use azure_core::http::headers::{HeaderName, RETRY_AFTER};
 
 use super::http::chain;
-use crate::provider::{ProviderError, Verdict};
+use crate::provider::{AZURE_THROTTLED, ProviderError, Verdict};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
 /// The longest part of a service's text that goes into a message.
@@ -275,7 +275,7 @@ fn vault(status: u16, facts: &Facts, asked: &Asked<'_>) -> Finding {
             transient: true,
             ..finding(
                 Rule::Unreachable,
-                "Throttled",
+                AZURE_THROTTLED,
                 "the vault's limit of calls is reached",
                 "lower max-rps, use a coarser granularity, or ask the customer for a vault of its own",
             )
