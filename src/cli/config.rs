@@ -4,9 +4,8 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Parser;
-
-use super::args::{Cli, Command, MountArgs, MountOptionArgs, OnRevokeArg};
+use super::args::{MountArgs, MountOptionArgs, OnRevokeArg};
+use super::key_args::KeyArgs;
 use crate::fuse::MountOptions;
 use crate::provider::KeySettings;
 use crate::supervisor::lock::OnRevoke;
@@ -118,12 +117,15 @@ pub fn mount_config(args: MountArgs) -> Result<MountConfig, ConfigError> {
 /// What `mount` would do with the options `opts`, as they stand in /etc/fstab, and with a configuration file of this
 /// text: everything that is parsed for a mount, without touching the system.
 pub fn parse(opts: &str, file: &str) -> Result<MountConfig, ConfigError> {
-    let option = |why: String| ConfigError::Option { option: opts.to_owned(), why };
-    let words = ["hyokfs", "mount", "--config", "hyokfs.conf", "/store", "/mnt", "-o", opts];
-    match Cli::try_parse_from(words).map_err(|error| option(error.to_string()))?.command {
-        Command::Mount(args) => merged(*args, |path| parse_file(path, file)),
-        _ => Err(option("not the options of a mount".to_owned())),
-    }
+    let args = MountArgs {
+        background: false,
+        options: MountOptionArgs::default(),
+        settings: KeyArgs { config: Some("hyokfs.conf".into()), ..KeyArgs::default() },
+        opts: opts.split(',').map(str::to_owned).collect(),
+        store: "/store".into(),
+        mountpoint: "/mnt".into(),
+    };
+    merged(args, |path| parse_file(path, file))
 }
 
 fn merged(

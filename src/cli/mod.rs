@@ -1,6 +1,6 @@
 //! The command line: parses arguments, calls the layer that does the work, prints what it says.
 
-pub mod args;
+mod args;
 mod audit;
 mod check;
 pub mod config;
@@ -8,7 +8,7 @@ mod control;
 mod demo;
 mod init;
 mod key;
-pub mod key_args;
+mod key_args;
 mod log;
 mod mount;
 mod policy;
