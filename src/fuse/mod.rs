@@ -3,7 +3,7 @@
 //! [`mount`] opens `/dev/fuse` and attaches it to the mount point, [`session`] runs worker threads that read requests
 //! from it, [`adapter`] turns each request into one call of [`crate::fs::Fs`], [`errno`] turns every error into an
 //! errno in one place, and [`purge`] takes plaintext out of the kernel's caches. The crate `fuser` decodes and encodes
-//! the protocol; nothing outside this module names it.
+//! the protocol; nothing outside this module names it. [`turns`] decides which of the threads take requests.
 
 pub mod adapter;
 pub mod clean;
@@ -13,6 +13,7 @@ pub mod mount;
 pub mod purge;
 pub mod session;
 mod tune;
+mod turns;
 mod waiters;
 
 pub use mount::{Device, MountError, MountOptions};

@@ -64,7 +64,7 @@ pub fn lock(mut mounted: Mounted, leave: Leave, flush_deadline: Duration) -> (Lo
 
     mounted.fs.gate();
     report.gated_ms = at(begun);
-    let asker = hold.then(|| Asker::start(mounted.session.attached().path(), mounted.session.cleaner().threads()));
+    let asker = hold.then(|| Asker::start(mounted.session.attached().path(), mounted.session.threads()));
 
     let (written, refused) = (mounted.fs.bytes_written(), mounted.fs.bytes_refused());
     report.flush_complete = caches::write_back(&mounted, begun + flush_deadline, &mut report);
