@@ -204,7 +204,7 @@ pub struct MountOptionArgs {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, env = "HYOKFS_LEASE")]
     #[serde(deserialize_with = "duration")]
     pub lease: Option<Duration>,
-    /// Longest time that a lock waits for unwritten data [default: 5s].
+    /// Longest time that a lock waits for unwritten data (0s to 1h) [default: 5s].
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     #[serde(deserialize_with = "duration")]
     pub flush_deadline: Option<Duration>,
@@ -236,7 +236,7 @@ pub struct MountOptionArgs {
     /// Sign the audit log's checkpoints with this key (see `hyokfs audit keygen`).
     #[arg(long, value_name = "FILE")]
     pub audit_key: Option<PathBuf>,
-    /// Start a new audit file at this size, in MiB [default: 64].
+    /// Start a new audit file at this size, in MiB (1 to 512) [default: 64].
     #[arg(long, value_name = "MIB")]
     pub audit_size: Option<u64>,
     /// Keep this many audit files [default: 16].

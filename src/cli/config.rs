@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::args::{MountArgs, MountOptionArgs, OnRevokeArg};
+use super::key_args::KeyArgs;
 use crate::fuse::MountOptions;
 use crate::provider::KeySettings;
 use crate::supervisor::lock::OnRevoke;
@@ -17,6 +18,11 @@ struct ConfigFile {
 
 /// Shorter than any service's answer is a mistake, and so is a wait that programs take for a hang.
 const KEY_WAIT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
+
+/// A lock does not wait longer for unwritten data, and no time is further away than the clock can tell.
+const FLUSH_DEADLINE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+/// In MiB. Larger files than 1 GiB are not taken for a log, and a file may grow a little over its size.
+const AUDIT_SIZE: RangeInclusive<u64> = 1..=512;
 
 /// Why the options of a mount could not be understood.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +111,27 @@ impl MountConfig {
 
 /// Merges command line, `-o` and configuration file, in this order of precedence.
 pub fn mount_config(args: MountArgs) -> Result<MountConfig, ConfigError> {
+    merged(args, read_file)
+}
+
+/// What `mount` would do with the options `opts`, as they stand in /etc/fstab, and with a configuration file of this
+/// text: everything that is parsed for a mount, without touching the system.
+pub fn parse(opts: &str, file: &str) -> Result<MountConfig, ConfigError> {
+    let args = MountArgs {
+        background: false,
+        options: MountOptionArgs::default(),
+        settings: KeyArgs { config: Some("hyokfs.conf".into()), ..KeyArgs::default() },
+        opts: opts.split(',').map(str::to_owned).collect(),
+        store: "/store".into(),
+        mountpoint: "/mnt".into(),
+    };
+    merged(args, |path| parse_file(path, file))
+}
+
+fn merged(
+    args: MountArgs,
+    read: impl Fn(&Path) -> Result<ConfigFile, ConfigError>,
+) -> Result<MountConfig, ConfigError> {
     let mut kernel = MountOptions { source: args.store.clone(), ..MountOptions::default() };
     let mut config = args.settings.config.clone();
     let mut table = toml::Table::new();
@@ -114,17 +141,17 @@ pub fn mount_config(args: MountArgs) -> Result<MountConfig, ConfigError> {
     let mut settings = KeySettings::default();
     let mut from_file = MountOptionArgs::default();
     if let Some(path) = &config {
-        let file = read_file(path)?;
+        let file = read(path)?;
         settings = file.key;
         from_file = file.options;
     }
     let from_opts = options(table).map_err(|why| ConfigError::Option { option: args.opts.join(","), why })?;
     let merged = merge(merge(args.options, from_opts), from_file);
     kernel.allow_other |= merged.allow_other;
-    if let Some(wait) = merged.key_wait.filter(|wait| !KEY_WAIT.contains(wait)) {
-        let given = humantime::format_duration(wait).to_string();
-        return Err(ConfigError::Range { option: "key-wait", given, why: "choose 100ms to 10m" });
-    }
+    let long = |time| humantime::format_duration(time).to_string();
+    within("key-wait", merged.key_wait, &KEY_WAIT, long, "choose 100ms to 10m")?;
+    within("flush-deadline", merged.flush_deadline, &FLUSH_DEADLINE, long, "choose 0s to 1h")?;
+    within("audit-size", merged.audit_size, &AUDIT_SIZE, |size| size.to_string(), "choose 1 to 512 (MiB)")?;
     Ok(MountConfig {
         store: args.store,
         mountpoint: args.mountpoint,
@@ -134,6 +161,20 @@ pub fn mount_config(args: MountArgs) -> Result<MountConfig, ConfigError> {
     })
 }
 
+/// Refuses what is out of range, wherever it was given.
+fn within<T: PartialOrd>(
+    option: &'static str,
+    given: Option<T>,
+    range: &RangeInclusive<T>,
+    show: impl Fn(T) -> String,
+    why: &'static str,
+) -> Result<(), ConfigError> {
+    match given {
+        Some(value) if !range.contains(&value) => Err(ConfigError::Range { option, given: show(value), why }),
+        _ => Ok(()),
+    }
+}
+
 /// The settings of the key service from a configuration file alone, for commands other than `mount`.
 pub fn key_settings(config: Option<&Path>) -> Result<KeySettings, ConfigError> {
     config.map_or_else(|| Ok(KeySettings::default()), |path| read_file(path).map(|file| file.key))
@@ -141,8 +182,12 @@ pub fn key_settings(config: Option<&Path>) -> Result<KeySettings, ConfigError> {
 
 fn read_file(path: &Path) -> Result<ConfigFile, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    parse_file(path, &text)
+}
+
+fn parse_file(path: &Path, text: &str) -> Result<ConfigFile, ConfigError> {
     let parse = |error: toml::de::Error| ConfigError::Parse { path: path.to_owned(), message: error.to_string() };
-    let mut options: toml::Table = toml::from_str(&text).map_err(parse)?;
+    let mut options: toml::Table = toml::from_str(text).map_err(parse)?;
     let key = match options.remove("key") {
         Some(key) => key.try_into().map_err(parse)?,
         None => KeySettings::default(),
@@ -300,6 +345,21 @@ mod tests {
             assert!(error.contains("key-wait") && error.contains("100ms to 10m"), "{error}");
             assert!(parse(&["-o", &format!("key-wait={wrong}")]).is_err());
         }
+    }
+
+    #[test]
+    fn no_deadline_is_beyond_the_clock_and_no_audit_file_too_large_to_be_read() {
+        for wrong in ["18446744073709551615s", "61m"] {
+            let error = parse(&["--flush-deadline", wrong]).unwrap_err();
+            assert!(error.contains("flush-deadline") && error.contains("0s to 1h"), "{error}");
+        }
+        assert_eq!(parse(&["-o", "flush-deadline=0s"]).unwrap().flush_deadline(), Duration::ZERO);
+        // In bytes the last one is 0.
+        for wrong in ["0", "513", "17592186044416"] {
+            let error = parse(&["-o", &format!("audit-size={wrong}")]).unwrap_err();
+            assert!(error.contains("audit-size") && error.contains("1 to 512"), "{error}");
+        }
+        assert_eq!(parse(&["--audit-size", "512"]).unwrap().options.audit_size, Some(512));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 mod args;
 mod audit;
 mod check;
-mod config;
+pub mod config;
 mod control;
 mod demo;
 mod init;
@@ -82,10 +82,20 @@ pub fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("hyokfs: {error}");
+            eprintln!("hyokfs: {}", said(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Text for a terminal: nothing in a name may steer it.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
+/// An error for a terminal. It may repeat what stands in a store, or what a service answered.
+fn said(error: &CliError) -> String {
+    error.to_string().lines().map(plain).collect::<Vec<_>>().join("\n")
 }
 
 fn run(cli: Cli) -> Result<(), CliError> {
@@ -141,11 +151,18 @@ mod tests {
     use clap::{CommandFactory, Parser};
 
     use super::args::{Cli, Command};
-    use super::as_mount;
+    use super::{CliError, as_mount, said};
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn nothing_in_an_error_steers_the_terminal() {
+        let owner = "process 7 on host \x1b]0;owned\x07\u{9b}2J\r, since 1\nunmount it";
+        let said = said(&CliError::Refused(owner.to_owned()));
+        assert_eq!(said, "process 7 on host \\u{1b}]0;owned\\u{7}\\u{9b}2J\\r, since 1\nunmount it");
     }
 
     #[test]

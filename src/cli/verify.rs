@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::CliError;
 use super::args::VerifyArgs;
+use super::{CliError, plain};
 use crate::format::volume::{RecordError, VolumeRecord};
 use crate::keyring::{Keyring, KeyringOptions, Limits};
 use crate::provider::KeySettings;
@@ -141,11 +141,6 @@ fn unlock(
     let Ok(Some(copy)) = store.read_backup() else { return Err(error) };
     // What is wrong with the record itself says more than what is wrong with its copy.
     parse(copy).and_then(open).map_err(|_| error)
-}
-
-/// Text for a terminal: nothing in a name may steer it.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 fn print(report: &Report) {

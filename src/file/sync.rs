@@ -158,10 +158,7 @@ impl<D: Disk> PageFile<D> {
 
     /// Makes everything durable while the lock is held: before a step that must not overtake what came before it.
     pub(super) fn barrier(&self, state: &mut State) -> Result<(), FileError> {
-        self.tell_size(state)?;
-        self.last_len(state)?;
-        let sure = self.write_again(state)?;
-        let begun = state.begin_sync(self.geometry.tail(state.size) as usize, sure);
+        let begun = self.snapshot(state)?;
         if let Err(error) = self.disk.sync_data() {
             self.failed(state);
             return Err(error.into());

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::error::FsError;
 use super::inode::{Born, Inode, lock, read, write};
 use super::types::{Attr, Caller, Ino, Kind};
-use super::{Fs, reach::proc_path};
+use super::{Fs, reach::proc_path, young};
 use crate::crypto::kdf::VolumeKeys;
 use crate::format::dirrec::{DIR_RECORD, DirRecord};
 use crate::format::header::Parents;
@@ -379,8 +379,12 @@ impl Fs {
             match file.upgrade() {
                 // Without a name left, there is nothing that an entry could lead to.
                 Some(inode) if !read(&inode.places).list.is_empty() => match inode.live() {
-                    Some(live) => live.file.sync()?,
-                    None => rustix::fs::fdatasync(self.open_node(&inode, OFlags::RDONLY)?)?,
+                    Some(live) => live.sync(false)?,
+                    None => {
+                        let file = self.open_node(&inode, OFlags::RDONLY)?;
+                        rustix::fs::fdatasync(&file)?;
+                        young::unmark(&file);
+                    }
                 },
                 Some(_) => {}
                 None => whole = true,

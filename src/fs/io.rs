@@ -113,17 +113,16 @@ impl Fs {
         self.enter_write_back()?;
         let (handle, live) = self.open_file(fh)?;
         let synced = if datasync {
-            live.file.sync()
+            live.sync(false)
         } else {
             live.put_far_times()?;
-            live.file.sync_all()
+            live.sync(true)
         };
         // The store told a failed sync to whoever asked for that one: another handle, or hyokfs itself before a truncation
         // or a move. What this handle wrote may be what was lost.
         let failures = live.file.failures();
         let untold = handle.told.swap(failures, Ordering::AcqRel) != failures;
         synced?;
-        live.grown_up();
         if untold { Err(FsError::os(Errno::IO)) } else { Ok(()) }
     }
 

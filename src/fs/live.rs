@@ -49,6 +49,14 @@ impl Live {
         Live { file, young: AtomicBool::new(true), times: Mutex::new(Times { mtime, stale: false }) }
     }
 
+    /// Makes what was written durable, with `all` the ciphertext file's times, mode and owner, too. On whoever's behalf it
+    /// is, the file is no new one from then on.
+    pub fn sync(&self, all: bool) -> Result<(), FsError> {
+        if all { self.file.sync_all() } else { self.file.sync() }?;
+        self.grown_up();
+        Ok(())
+    }
+
     /// The file was synced.
     pub fn grown_up(&self) {
         if self.young.swap(false, Ordering::AcqRel) {
@@ -379,12 +387,12 @@ impl Fs {
                 live.touched();
                 let old = live.file.header();
                 live.file.set_header(&bytes)?;
-                if durable && let Err(error) = live.file.sync() {
+                if durable && let Err(error) = live.sync(false) {
                     // The next attempt must not find the new header, and take it for durable.
                     if let Err(second) = live.file.set_header(&old) {
                         tracing::warn!(inode = inode.ino, %second, "the old header could not be put back");
                     }
-                    return Err(error.into());
+                    return Err(error);
                 }
                 live.put_times()?;
             }
@@ -411,6 +419,9 @@ impl Fs {
                     tracing::warn!(inode = inode.ino, %second, "the old header could not be put back");
                 }
                 return Err(error.into());
+            }
+            if durable {
+                young::unmark(&backing);
             }
             set_mtime(&backing, Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ })
         })

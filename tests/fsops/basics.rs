@@ -349,6 +349,35 @@ fn a_file_that_was_never_synced_opens_after_a_power_cut() {
     assert!(w.fs.listxattr(new).unwrap().is_empty(), "no program sees the mark");
 }
 
+/// Whoever syncs a new file, be it for its directory or for a move, its mark goes: what is taken away from then on is
+/// found out.
+#[test]
+fn a_sync_on_anothers_behalf_ends_a_files_youth_too() {
+    let w = World::new();
+    let mark = |ino| rustix::fs::getxattr(w.backing(ino), "user.hyokfs-new", &mut [0_u8; 64][..]);
+    let (from, _) = (w.mkdir("from"), w.mkdir("to"));
+    for open in [false, true] {
+        for moved in [false, true] {
+            let ino = w.put("from/new", b"whole");
+            assert!(mark(ino).is_ok(), "a store that keeps attributes is needed");
+            let fh = open.then(|| w.fs.open(&ME, ino, RW).unwrap());
+            if moved {
+                w.rename("from/new", "to/new", 0).unwrap();
+            } else {
+                w.fs.fsyncdir(from, 0).unwrap();
+            }
+            assert_eq!(mark(ino), Err(rustix::io::Errno::NODATA), "open: {open}, moved: {moved}");
+            if let Some(fh) = fh {
+                w.fs.release(ino, fh).unwrap();
+            }
+            let path = if moved { "to/new" } else { "from/new" };
+            std::fs::write(w.backing(ino), b"").unwrap();
+            assert_eq!(errno(w.get(path)), libc::EIO, "open: {open}, moved: {moved}");
+            w.unlink(path).unwrap();
+        }
+    }
+}
+
 #[test]
 fn few_descriptors_suffice() {
     let options = FsOptions { max_path_fds: 16, ..FsOptions::default() };

@@ -137,6 +137,7 @@ struct Facts {
     status: Option<u16>,
     /// `error.code` of the body, only if the body has Key Vault's form.
     code: Option<String>,
+    /// `error.innererror.code`, only beside `code`.
     inner: Option<String>,
     directory: Vec<u32>,
     request_id: Option<String>,
@@ -194,7 +195,10 @@ impl Facts {
         };
         let error = &body["error"];
         self.code = word(&error["code"]);
-        self.inner = word(&error["innererror"]["code"]).or_else(|| word(&error["innerError"]["code"]));
+        // Key Vault never sends an inner code without an outer one: such a body is somebody else's, and proves nothing.
+        if self.code.is_some() {
+            self.inner = word(&error["innererror"]["code"]).or_else(|| word(&error["innerError"]["code"]));
+        }
         if let Some(message) = error["message"].as_str() {
             self.text = message.to_owned();
         }

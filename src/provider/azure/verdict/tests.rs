@@ -49,6 +49,18 @@ fn bodies_of_any_shape_are_borne() {
     }
 }
 
+/// Found by fuzzing: an inner code alone was taken for the vault's word.
+#[test]
+fn an_inner_code_without_the_outer_one_is_not_the_vaults_word() {
+    for (status, code) in [(403, "KeyDisabled"), (403, "ForbiddenByPolicy"), (409, "ObjectIsDeletedButRecoverable")] {
+        let inner = format!(r#""innererror":{{"code":"{code}"}}"#);
+        let alone = judge(&answered(status, &format!(r#"{{"error":{{{inner}}}}}"#)), &ASKED);
+        assert_eq!(alone.error.verdict, Verdict::Unreachable, "{status} {code}");
+        let whole = judge(&answered(status, &format!(r#"{{"error":{{"code":"Forbidden",{inner}}}}}"#)), &ASKED);
+        assert_eq!(whole.error.verdict, Verdict::Denied, "{status} {code}");
+    }
+}
+
 #[test]
 fn a_token_failure_inside_wrappings_keeps_its_number() {
     let inner = Error::with_message(ErrorKind::Other, "AADSTS7000112: disabled");
