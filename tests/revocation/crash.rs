@@ -89,7 +89,11 @@ impl Rig {
         for (open, seed) in [(&file, round), (&nameless, 7)] {
             open.read_exact_at(&mut bytes, 0).unwrap();
             assert_bytes(&bytes, &noise(seed, LENGTH), "the control");
-            assert!(cached_pages(open) >= 40, "the control: nothing is cached");
+            // Again, should somebody on this machine empty all caches at this very moment.
+            wait_until("the control: cached pages", rig::PROMISE, || {
+                open.read_exact_at(&mut bytes, 0).unwrap();
+                cached_pages(open) >= 40
+            });
         }
         assert_eq!(fs::read_link(mount.at("link")).unwrap().to_str(), Some("a secret target"));
         assert!(names(&mount.at("dir")).iter().any(|name| *name == *format!("synced-{round}")));
@@ -274,7 +278,6 @@ fn without_its_guard_a_killed_daemon_leaves_pages_to_those_who_have_them_open() 
     let mut bytes = vec![0; LENGTH];
     held.file.read_exact_at(&mut bytes, 0).unwrap();
     assert_bytes(&bytes, &noise(0, LENGTH), "from the page cache");
-    assert!(cached_pages(&held.nameless) >= 40);
     let (status, said) = held.mapping.go_on();
     assert!(status.success() && said.starts_with("read"), "{status} {said}");
     assert_eq!(errno(File::open(mount.at("dir/synced-0"))), libc::ENOTCONN);
