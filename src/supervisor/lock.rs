@@ -65,6 +65,9 @@ pub fn lock(mut mounted: Mounted, leave: Leave, flush_deadline: Duration) -> (Lo
 
     step::reached("lock: begun");
     mounted.fs.gate();
+    // A program that makes a file and waits for its key keeps the kernel's lock of the directory, and the purge would wait
+    // for that.
+    mounted.keyring.gate();
     step::reached("lock: gated");
     report.gated_ms = at(begun);
     let asker = hold.then(|| Asker::start(mounted.session.attached().path(), mounted.session.cleaner().threads()));
