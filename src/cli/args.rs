@@ -70,6 +70,16 @@ pub enum Command {
         /// The mount point.
         mountpoint: PathBuf,
     },
+    /// Empty the kernel's caches of a mount whose daemon was killed; used by the daemon itself.
+    #[command(name = crate::fuse::guard::COMMAND, hide = true)]
+    InternalGuard {
+        /// The ciphertext.
+        store: PathBuf,
+        /// Where it is mounted: for whoever reads the list of processes.
+        mountpoint: PathBuf,
+        /// The mount's minor device number.
+        minor: u32,
+    },
     /// Ask for a mount's space by many threads at once; used by the daemon itself.
     #[command(name = crate::supervisor::STATFS_COMMAND, hide = true)]
     InternalStatfs {

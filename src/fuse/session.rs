@@ -12,11 +12,13 @@ use fuser::{Config, Notifier, SessionACL};
 
 use super::adapter::Adapter;
 use super::clean::{Cleaned, Cleaner};
+use super::guard::Guard;
 use super::mount::{Attached, Device};
 use super::purge::Purge;
 use super::tune;
 use super::turns::Turns;
 use crate::fs::Fs;
+use crate::sys::step;
 
 /// The largest READ and WRITE, in bytes: what the kernel's default of `fs.fuse.max_pages_limit` (256 pages) allows.
 pub const MAX_REQUEST: u32 = 1 << 20;
@@ -37,6 +39,8 @@ pub struct Session {
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     over: Receiver<()>,
+    /// Last, so that it goes when everything else of the session has gone.
+    _guard: Option<Guard>,
 }
 
 impl Session {
@@ -57,6 +61,15 @@ impl Session {
         if let Some(minor) = attached.minor {
             tune::tune(minor);
         }
+        let guard = Guard::start(&attached, &device)
+            .inspect_err(|error| {
+                tracing::warn!(
+                    "no guard for the case that this daemon is killed ({error}): pages that programs have open would stay \
+                     readable for them until they close them; raise the limit of processes (ulimit -u, TasksMax=)"
+                );
+            })
+            .ok()
+            .flatten();
         let notifier = session.notifier();
         let ended = Arc::new(AtomicBool::new(false));
         let (say_over, over) = mpsc::channel();
@@ -69,7 +82,7 @@ impl Session {
             let _ = say_over.send(());
             on_end();
         })?;
-        Ok(Session { attached, notifier, device, cleaner, turns, ended, thread: Some(thread), over })
+        Ok(Session { attached, notifier, device, cleaner, turns, ended, thread: Some(thread), over, _guard: guard })
     }
 
     /// Where the volume is mounted.
@@ -115,6 +128,7 @@ impl Session {
             return true;
         }
         let aborted = self.attached.abort();
+        step::reached("lock: aborted");
         if let Err(error) = self.attached.detach() {
             // EINVAL: somebody else has already unmounted it.
             tracing::debug!(%error, aborted, "detaching the mount");

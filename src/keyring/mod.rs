@@ -342,6 +342,15 @@ impl Keyring {
         }
     }
 
+    /// Ends all calls to the key service and lets go of everyone who waits for one, with [`KeyError::Locked`]; none is made
+    /// from now on. Keys that are here go on to be used, until [`Keyring::lock`].
+    pub fn gate(&self) {
+        let access = self.inner.state().access.clone();
+        if let Some(access) = access {
+            access.close();
+        }
+    }
+
     /// Wipes every key, also those that someone still holds, and drops the provider; from now on every call is
     /// [`KeyError::Locked`], also those that wait. Gives the number of keys wiped.
     ///

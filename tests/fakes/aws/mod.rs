@@ -153,8 +153,10 @@ fn answer(shared: &Shared, request: &Request) -> Outcome {
     }
     let operation = request.operation();
     let fault = world().take_fault(&operation);
+    let mut late = Duration::ZERO;
     match fault {
         None => {}
+        Some(What::Late(time)) => late = time,
         Some(What::Delay(time)) => std::thread::sleep(time),
         Some(What::Hang(time)) => {
             world().log.push(world::Logged::failed(&operation, "hang"));
@@ -178,6 +180,10 @@ fn answer(shared: &Shared, request: &Request) -> Outcome {
             });
         }
     }
-    let mut world = world();
-    Outcome::Answer(if request.is_kms() { kms::answer(&mut world, request) } else { sts::answer(&mut world, request) })
+    let answer = {
+        let mut world = world();
+        if request.is_kms() { kms::answer(&mut world, request) } else { sts::answer(&mut world, request) }
+    };
+    std::thread::sleep(late);
+    Outcome::Answer(answer)
 }
