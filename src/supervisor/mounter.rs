@@ -69,6 +69,7 @@ impl Mounter {
             tenant: settings.tenant.clone(),
             cache: options.key_cache,
             pool: options.key_pool,
+            reserve: options.key_reserve,
             deadline: options.key_wait,
             ..KeyringOptions::default()
         };

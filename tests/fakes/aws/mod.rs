@@ -10,6 +10,7 @@
 pub mod admin;
 pub mod http;
 pub mod kms;
+pub mod metadata;
 pub mod policy;
 pub mod sts;
 pub mod world;
@@ -150,6 +151,9 @@ fn answer(shared: &Shared, request: &Request) -> Outcome {
     let world = || shared.world.lock().unwrap_or_else(PoisonError::into_inner);
     if request.path.starts_with("/_fake/") {
         return Outcome::Answer(admin::answer(&mut world(), request));
+    }
+    if metadata::is_for_node(request) {
+        return Outcome::Answer(metadata::answer(&mut world(), request));
     }
     let operation = request.operation();
     let fault = world().take_fault(&operation);

@@ -114,6 +114,8 @@ pub struct World {
     pub grant_tokens: Vec<String>,
     /// Sessions of this length, seconds, whatever was asked for.
     pub session_seconds: Option<u64>,
+    /// What the node's own environment gives.
+    pub node: super::metadata::Node,
     counter: u64,
 }
 
