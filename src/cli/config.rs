@@ -172,9 +172,10 @@ fn read_option(
         Some((name, _)) if name.starts_with("x-") => {}
         Some((name, value)) => {
             let value = match (name, value.parse::<i64>()) {
-                ("key-cache" | "kms-max-rps" | "key-pool" | "key-reserve" | "audit-size" | "audit-keep", Ok(number)) => {
-                    toml::Value::Integer(number)
-                }
+                (
+                    "key-cache" | "kms-max-rps" | "key-pool" | "key-reserve" | "audit-size" | "audit-keep",
+                    Ok(number),
+                ) => toml::Value::Integer(number),
                 _ => toml::Value::String(value.to_owned()),
             };
             table.insert(name.replace('_', "-"), value);
