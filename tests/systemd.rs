@@ -30,7 +30,7 @@ fn systemd_takes_the_unit() {
     let (fine, said) = verify(&unit());
     assert!(fine, "{said}");
     // The check itself sees what is wrong.
-    let (fine, _) = verify(&unit().replace("KillMode=mixed", "KillMode=nonsense"));
+    let (fine, _) = verify(&unit().replace("KillMode=control-group", "KillMode=nonsense"));
     assert!(!fine, "systemd-analyze doesn't see a wrong value");
     let (fine, _) = verify(&unit().replace("OOMScoreAdjust=", "OOMScoreAdjusted="));
     assert!(!fine, "systemd-analyze doesn't see an unknown option");
@@ -79,7 +79,7 @@ fn the_unit_has_no_mount_namespace() {
 #[test]
 fn the_unit_stops_cleanly() {
     let text = unit();
-    for line in ["Type=notify", "KillMode=mixed", "Restart=on-failure", "LimitCORE=0"] {
+    for line in ["Type=notify", "KillMode=control-group", "Restart=on-failure", "LimitCORE=0"] {
         assert!(text.lines().any(|l| l == line), "{line} is missing");
     }
     assert!(!text.contains("ExecStop"), "SIGTERM is the clean end; a command could fail");

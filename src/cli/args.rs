@@ -70,6 +70,16 @@ pub enum Command {
         /// The mount point.
         mountpoint: PathBuf,
     },
+    /// Empty the kernel's caches of a mount whose daemon was killed; used by the daemon itself.
+    #[command(name = crate::fuse::guard::COMMAND, hide = true)]
+    InternalGuard {
+        /// The ciphertext.
+        store: PathBuf,
+        /// Where it is mounted: for whoever reads the list of processes.
+        mountpoint: PathBuf,
+        /// The mount's minor device number.
+        minor: u32,
+    },
     /// Ask for a mount's space by many threads at once; used by the daemon itself.
     #[command(name = crate::supervisor::STATFS_COMMAND, hide = true)]
     InternalStatfs {
@@ -227,9 +237,14 @@ pub struct MountOptionArgs {
     /// for AWS KMS, 12 to 100 for an Azure vault; see docs/keys.md].
     #[arg(long, value_name = "N")]
     pub kms_max_rps: Option<u32>,
-    /// Keys made ahead for new files at most; as many as lately were used [default and most: 1024].
+    /// Keys made ahead for new files at most; as many as lately were used, and as the largest burst of the last hour
+    /// needed [default and most: 4096].
     #[arg(long, value_name = "N")]
     pub key_pool: Option<usize>,
+    /// Keys for new files that are kept ready from the mount on, used or not; those not used within an hour are made
+    /// anew, so each costs up to 24 calls a day [default: 0].
+    #[arg(long, value_name = "N")]
+    pub key_reserve: Option<usize>,
     /// Write the audit log to this file.
     #[arg(long, value_name = "FILE", env = "HYOKFS_AUDIT_LOG")]
     pub audit_log: Option<PathBuf>,

@@ -217,9 +217,10 @@ fn read_option(
         Some((name, _)) if name.starts_with("x-") => {}
         Some((name, value)) => {
             let value = match (name, value.parse::<i64>()) {
-                ("key-cache" | "kms-max-rps" | "key-pool" | "audit-size" | "audit-keep", Ok(number)) => {
-                    toml::Value::Integer(number)
-                }
+                (
+                    "key-cache" | "kms-max-rps" | "key-pool" | "key-reserve" | "audit-size" | "audit-keep",
+                    Ok(number),
+                ) => toml::Value::Integer(number),
                 _ => toml::Value::String(value.to_owned()),
             };
             table.insert(name.replace('_', "-"), value);
@@ -270,6 +271,7 @@ fn merge(first: MountOptionArgs, second: MountOptionArgs) -> MountOptionArgs {
         key_cache: first.key_cache.or(second.key_cache),
         kms_max_rps: first.kms_max_rps.or(second.kms_max_rps),
         key_pool: first.key_pool.or(second.key_pool),
+        key_reserve: first.key_reserve.or(second.key_reserve),
         audit_log: first.audit_log.or(second.audit_log),
         audit_key: first.audit_key.or(second.audit_key),
         audit_size: first.audit_size.or(second.audit_size),

@@ -99,6 +99,11 @@ fn said(error: &CliError) -> String {
 }
 
 fn run(cli: Cli) -> Result<(), CliError> {
+    if let Command::InternalGuard { store, mountpoint: _, minor } = &cli.command {
+        // Its standard output and error are no place for words.
+        crate::fuse::guard::watch(store, *minor);
+        return Ok(());
+    }
     let (format, filter) = (cli.log_format, cli.log.clone());
     if let Command::Mount(args) = cli.command {
         return mount::run(*args, format, filter.as_deref());
@@ -106,7 +111,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
     log::init(format, filter.as_deref(), None).map_err(CliError::Refused)?;
     match cli.command {
         Command::Init(args) => init::run(args),
-        Command::Mount(_) => Ok(()),
+        Command::Mount(_) | Command::InternalGuard { .. } => Ok(()),
         Command::Unmount(arg) => control::unmount(&arg.mountpoint),
         Command::Lock(arg) => control::simple(&arg.mountpoint, Request::Lock),
         Command::Unlock(arg) => control::simple(&arg.mountpoint, Request::Unlock),

@@ -78,6 +78,7 @@ fn options(config: MountConfig) -> Result<RunOptions, CliError> {
         key_cache: config.options.key_cache.unwrap_or(16_384),
         max_rps: config.options.kms_max_rps,
         key_pool: config.options.key_pool.unwrap_or(MAX_POOL),
+        key_reserve: config.options.key_reserve.unwrap_or(0),
         state_dir: config.options.state_dir.clone().unwrap_or_else(pin::default_dir),
         audit,
         store: std::fs::canonicalize(&config.store)

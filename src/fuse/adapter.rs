@@ -6,20 +6,20 @@ use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::clean::{Cleaner, READ_BUFFER};
 use super::convert;
 use super::errno::errno;
 use super::session::MAX_REQUEST;
+use super::turns::{Turn, Turns};
 use super::waiters::Waiters;
 use crate::fs::{Caller, Fs, FsError, KeyNeed, SetAttr};
 use crate::sys::stack;
@@ -41,10 +41,14 @@ const EPOCHS: (u32, u32) = (7, 44);
 /// back then, and a volume that is locked in place must not go on to tell which names it has not.
 const NEGATIVE_WITHOUT_EPOCHS: Duration = Duration::from_secs(1);
 
+/// A READ or WRITE of so many bytes takes as long as waking another thread.
+const LARGE: u32 = 64 << 10;
+
 pub(super) struct Adapter {
     fs: Arc<Fs>,
     waiters: Waiters,
     cleaner: Arc<Cleaner>,
+    turns: Arc<Turns>,
     negative: Duration,
 }
 
@@ -52,6 +56,7 @@ pub(super) struct Adapter {
 struct Served<'a> {
     adapter: &'a Adapter,
     large: bool,
+    turn: Turn,
 }
 
 impl Deref for Served<'_> {
@@ -64,26 +69,30 @@ impl Deref for Served<'_> {
 
 impl Drop for Served<'_> {
     fn drop(&mut self) {
-        if self.adapter.fs.is_closed() {
+        let closed = self.adapter.fs.is_closed();
+        if closed {
             self.adapter.cleaner.after_answer(self.large);
         }
+        self.adapter.turns.end(&self.turn, closed);
     }
 }
 
 impl Adapter {
-    pub(super) fn new(fs: Arc<Fs>, cleaner: Arc<Cleaner>) -> Self {
-        Adapter { fs, waiters: Waiters::default(), cleaner, negative: TTL }
+    pub(super) fn new(fs: Arc<Fs>, cleaner: Arc<Cleaner>, turns: Arc<Turns>) -> Self {
+        Adapter { fs, waiters: Waiters::default(), cleaner, turns, negative: TTL }
     }
 
     fn fs(&self) -> Served<'_> {
         // Requests leave states of keys on the worker's stack.
         stack::scrub_at_end();
-        Served { adapter: self, large: false }
+        Served { adapter: self, large: false, turn: self.turns.begin() }
     }
 
     /// As [`Adapter::fs`], for requests that bring data along.
     fn fs_for_data(&self) -> Served<'_> {
-        Served { large: true, ..self.fs() }
+        let mut served = self.fs();
+        served.large = true;
+        served
     }
 
     /// Runs `job` here, or on a waiter if it would make a call to the key service.
@@ -98,27 +107,6 @@ impl Adapter {
 
 fn caller(request: &Request) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
-}
-
-/// Answers "no such file" in a way that the kernel remembers.
-fn absent() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
 }
 
 macro_rules! answer {
@@ -177,13 +165,17 @@ impl Filesystem for Adapter {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.fs().lookup(parent.0, name) {
             Ok(attr) => reply.entry(&TTL, &convert::attr(&attr), GENERATION),
-            Err(FsError::NotFound) => reply.entry(&self.negative, &absent(), GENERATION),
+            Err(FsError::NotFound) => reply.entry(&self.negative, &convert::absent(), GENERATION),
             Err(error) => reply.error(errno(&error)),
         }
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
-        self.fs().forget(ino.0, nlookup);
+        // One of many perhaps, which come one by one: the thread must not rest between them.
+        let turn = self.turns.begin();
+        stack::scrub_at_end();
+        self.fs.forget(ino.0, nlookup);
+        self.turns.end_of_one_of_many(&turn);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -319,6 +311,9 @@ impl Filesystem for Adapter {
     ) {
         // Outlives the use of the buffer, which it may have to wipe.
         let fs = self.fs();
+        if size >= LARGE {
+            self.turns.slow();
+        }
         READ_BUFFER.with_borrow_mut(|buffer| {
             let size = size.min(MAX_REQUEST) as usize;
             if buffer.len() < size {
@@ -344,7 +339,11 @@ impl Filesystem for Adapter {
     ) {
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        answer!(reply, self.fs_for_data().write(ino.0, fh.0, offset, data, from_cache, kill), length => {
+        let fs = self.fs_for_data();
+        if data.len() >= LARGE as usize {
+            self.turns.slow();
+        }
+        answer!(reply, fs.write(ino.0, fh.0, offset, data, from_cache, kill), length => {
             reply.written(length.min(data.len()) as u32);
         });
     }
@@ -368,7 +367,9 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        empty(reply, self.fs().fsync(ino.0, fh.0, datasync));
+        let fs = self.fs();
+        self.turns.slow();
+        empty(reply, fs.fsync(ino.0, fh.0, datasync));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -390,7 +391,7 @@ impl Filesystem for Adapter {
         let result = fs.readdir(ino.0, fh.0, offset, true, &mut |entry| {
             let attr = entry.attr.as_ref().map_or_else(
                 // Without attributes the kernel takes the name and asks later (nodeid 0).
-                || FileAttr { kind: convert::kind(entry.kind), ..absent() },
+                || FileAttr { kind: convert::kind(entry.kind), ..convert::absent() },
                 convert::attr,
             );
             reply.add(attr.ino, entry.next_off, entry.name, &TTL, &attr, GENERATION)
@@ -403,7 +404,9 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
-        empty(reply, self.fs().fsyncdir(ino.0, fh.0));
+        let fs = self.fs();
+        self.turns.slow();
+        empty(reply, fs.fsyncdir(ino.0, fh.0));
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

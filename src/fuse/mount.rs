@@ -82,6 +82,8 @@ pub struct Attached {
     root: bool,
     /// Minor device number of the mount: its name under `/sys/class/bdi` and in the control filesystem.
     pub(super) minor: Option<u32>,
+    /// The ciphertext that is mounted.
+    pub(super) store: PathBuf,
 }
 
 impl Device {
@@ -91,7 +93,10 @@ impl Device {
         let fd = if root { mount_as_root(mountpoint, options)? } else { mount_as_user(mountpoint, options)? };
         let minor = minor_of(mountpoint);
         let abort = minor.and_then(|minor| open_abort(minor, root));
-        Ok(Device { fd, mountpoint: Attached { path: mountpoint.to_owned(), abort, root, minor } })
+        Ok(Device {
+            fd,
+            mountpoint: Attached { path: mountpoint.to_owned(), abort, root, minor, store: options.source.clone() },
+        })
     }
 }
 
@@ -280,6 +285,11 @@ impl Attached {
     /// through descriptors that are already open, so they must have been purged before.
     pub fn abort(&mut self) -> bool {
         self.abort.as_mut().is_some_and(|file| file.write_all(b"1").is_ok())
+    }
+
+    /// A second handle of the abort file, for a process that ends the connection when this one is gone.
+    pub(super) fn abort_handle(&self) -> Option<File> {
+        self.abort.as_ref().and_then(|file| file.try_clone().ok())
     }
 
     /// Slides a read-only, empty directory of mode 000 beneath the mount, so that there is no moment in which a

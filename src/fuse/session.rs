@@ -11,11 +11,14 @@ use std::time::Duration;
 use fuser::{Config, Notifier, SessionACL};
 
 use super::adapter::Adapter;
-use super::clean::Cleaner;
+use super::clean::{Cleaned, Cleaner};
+use super::guard::Guard;
 use super::mount::{Attached, Device};
 use super::purge::Purge;
 use super::tune;
+use super::turns::Turns;
 use crate::fs::Fs;
+use crate::sys::step;
 
 /// The largest READ and WRITE, in bytes: what the kernel's default of `fs.fuse.max_pages_limit` (256 pages) allows.
 pub const MAX_REQUEST: u32 = 1 << 20;
@@ -32,9 +35,12 @@ pub struct Session {
     /// The connection itself, for notifications that fuser does not know.
     device: Arc<OwnedFd>,
     cleaner: Arc<Cleaner>,
+    turns: Arc<Turns>,
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     over: Receiver<()>,
+    /// Last, so that it goes when everything else of the session has gone.
+    _guard: Option<Guard>,
 }
 
 impl Session {
@@ -49,10 +55,21 @@ impl Session {
         config.clone_fd = true;
         // Who may enter is decided by the kernel (`allow_other` or not); fuser's own check would ask again.
         config.acl = SessionACL::All;
-        let session = fuser::Session::from_fd(Adapter::new(fs, cleaner.clone()), fd, SessionACL::All, config)?;
+        let turns = Arc::new(Turns::new(fd.try_clone()?, cleaner.threads()));
+        let adapter = Adapter::new(fs, cleaner.clone(), turns.clone());
+        let session = fuser::Session::from_fd(adapter, fd, SessionACL::All, config)?;
         if let Some(minor) = attached.minor {
             tune::tune(minor);
         }
+        let guard = Guard::start(&attached, &device)
+            .inspect_err(|error| {
+                tracing::warn!(
+                    "no guard for the case that this daemon is killed ({error}): pages that programs have open would stay \
+                     readable for them until they close them; raise the limit of processes (ulimit -u, TasksMax=)"
+                );
+            })
+            .ok()
+            .flatten();
         let notifier = session.notifier();
         let ended = Arc::new(AtomicBool::new(false));
         let (say_over, over) = mpsc::channel();
@@ -65,7 +82,7 @@ impl Session {
             let _ = say_over.send(());
             on_end();
         })?;
-        Ok(Session { attached, notifier, device, cleaner, ended, thread: Some(thread), over })
+        Ok(Session { attached, notifier, device, cleaner, turns, ended, thread: Some(thread), over, _guard: guard })
     }
 
     /// Where the volume is mounted.
@@ -83,9 +100,16 @@ impl Session {
         Purge::new(self.notifier.clone(), self.device.clone())
     }
 
-    /// What takes the remains of requests off the session's threads.
-    pub fn cleaner(&self) -> &Cleaner {
-        &self.cleaner
+    /// Takes the remains of requests off the session's threads: see [`Cleaner::gather`].
+    pub fn clean(&self, limit: Duration, ask: impl FnOnce()) -> Cleaned {
+        // Threads that rest would not hear of it.
+        self.turns.release();
+        self.cleaner.gather(limit, ask)
+    }
+
+    /// Threads that answer.
+    pub fn threads(&self) -> usize {
+        self.cleaner.threads()
     }
 
     /// Waits until the connection has ended; false when `limit` passed first.
@@ -104,10 +128,12 @@ impl Session {
             return true;
         }
         let aborted = self.attached.abort();
+        step::reached("lock: aborted");
         if let Err(error) = self.attached.detach() {
             // EINVAL: somebody else has already unmounted it.
             tracing::debug!(%error, aborted, "detaching the mount");
         }
+        self.turns.release();
         let ended = self.wait_ended(limit);
         if ended && let Some(thread) = self.thread.take() {
             let _ = thread.join();

@@ -66,29 +66,25 @@ fn begin(inner: &Arc<Inner>, wanted: &Wanted) -> Option<(Aim, Way)> {
 pub(super) async fn fill(inner: Arc<Inner>, access: Arc<Access>) {
     let making = Arc::new(Making::default());
     let work = async {
-        // Nothing is made before somebody creates a file, nor again when it grew too old unused.
-        let mut asked = false;
         loop {
-            let (missing, expiry) = {
+            let plan = {
                 let mut state = inner.state();
                 if !state.is_current(&access) {
                     return;
                 }
                 state.pool_plan(making.now.load(Ordering::Relaxed), Instant::now())
             };
-            if asked {
-                (0..missing).for_each(|_| make(&inner, &access, One::more(&making)));
-            }
-            let expired = async {
-                match expiry {
+            (0..plan.missing).for_each(|_| make(&inner, &access, One::more(&making)));
+            let again = async {
+                match plan.again {
                     Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                () = access.pool.notified() => asked = true,
+                () = access.pool.notified() => {}
                 () = making.fewer.notified() => {}
-                () = expired => asked = false,
+                () = again => {}
             }
         }
     };
@@ -139,7 +135,8 @@ fn make(inner: &Arc<Inner>, access: &Arc<Access>, one: One) {
             return;
         }
         match made {
-            Ok(ready) => state.put_ready(ready),
+            Ok(ready) => state.pool.put(ready),
+            Err(KeyError::ArenaFull(_)) => state.pool.no_room(),
             Err(error) => {
                 state.refuse_new(&error, Instant::now());
                 state.hush(Instant::now());

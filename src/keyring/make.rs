@@ -42,7 +42,7 @@ impl Inner {
     /// A ready key, which is cached from now on; asks for more. An error is a no that was given a moment ago.
     fn take_ready(&self, access: &Arc<Access>, now: Instant) -> Result<Option<Ready>, KeyError> {
         let mut state = self.state();
-        let (ready, low) = state.take_ready(now);
+        let (ready, low) = state.pool.take(now);
         if let Some(ready) = &ready {
             self.keep(&mut state, ready.file, &ready.known);
         }
@@ -127,7 +127,8 @@ impl Inner {
     /// Makes a key that is bound to `file`.
     pub async fn make(&self, access: &Access, file: FileId, reason: Reason) -> Result<Ready, KeyError> {
         let mut made = access.generate(file, reason).await;
-        if matches!(made, Err(KeyError::ArenaFull(_))) && self.make_room() {
+        // A key for nobody yet is not worth those that were used.
+        if reason != Reason::Pool && matches!(made, Err(KeyError::ArenaFull(_))) && self.make_room() {
             made = access.generate(file, reason).await;
         }
         let (key, wrapped) = made?;

@@ -17,6 +17,7 @@ mod landing;
 mod limits;
 mod make;
 mod options;
+mod pool;
 mod rate;
 mod state;
 mod way;
@@ -39,6 +40,7 @@ use crate::format::{DirId, FileId, VolumeId};
 use crate::provider::{Observer, Provider};
 use access::{Access, Wanted};
 use options::too_late;
+use pool::Pool;
 use state::State;
 use way::Target;
 
@@ -112,7 +114,7 @@ impl Keyring {
         options: KeyringOptions,
         observer: Arc<dyn Observer>,
     ) -> Arc<Self> {
-        let state = Mutex::new(State::new(options.cache, options.pool));
+        let state = Mutex::new(State::new(options.cache, Pool::new(options.pool, options.reserve, options.limits)));
         let counters = Counters::default();
         let keyring = Keyring { inner: Arc::new(Inner { runtime, volume, options, observer, state, counters }) };
         keyring.unlock(provider);
@@ -259,7 +261,7 @@ impl Keyring {
             return None;
         }
         let access = inner.access().ok().filter(|access| access.provider.is_remote())?;
-        let (ready, low) = inner.state().take_ready(inner.now());
+        let (ready, low) = inner.state().pool.take(inner.now());
         if low {
             access.pool.notify_one();
         }
@@ -294,14 +296,7 @@ impl Keyring {
         }
         match options.per_directory {
             true => state.homes.peek(dir.as_bytes()).is_some_and(|home| state.cache.contains(&home.place)),
-            false => state.has_ready(now),
-        }
-    }
-
-    /// Begins to fill the pool of ready keys, before the first file is created.
-    pub fn warm(&self) {
-        if let Some(access) = &self.inner.state().access {
-            access.pool.notify_one();
+            false => state.pool.has_ready(now),
         }
     }
 
@@ -334,11 +329,20 @@ impl Keyring {
         KeyringStats {
             locked: state.access.is_none(),
             cached: state.cache.len(),
-            ready: state.ready(),
+            ready: state.pool.len(),
             in_flight: state.flights.len(),
             hits: counters.hits.load(Ordering::Relaxed),
             misses: counters.misses.load(Ordering::Relaxed),
             prefetches_dropped: counters.dropped.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Ends all calls to the key service and lets go of everyone who waits for one, with [`KeyError::Locked`]; none is made
+    /// from now on. Keys that are here go on to be used, until [`Keyring::lock`].
+    pub fn gate(&self) {
+        let access = self.inner.state().access.clone();
+        if let Some(access) = access {
+            access.close();
         }
     }
 

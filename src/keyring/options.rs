@@ -24,6 +24,8 @@ pub struct KeyringOptions {
     pub concurrency: usize,
     /// Ready keys for new files at most; never above [`MAX_POOL`].
     pub pool: usize,
+    /// Ready keys that are kept from the start, whether files are made or not; never more than `pool`.
+    pub reserve: usize,
     /// How long one open or create waits for its key at most, all tries included.
     pub deadline: Duration,
     /// Keys of new files are wrapped by this group key ([`super::Keyring::set_group`]) instead of by the customer key
@@ -34,7 +36,7 @@ pub struct KeyringOptions {
 }
 
 /// The most keys that are ever made ahead.
-pub const MAX_POOL: usize = 1024;
+pub const MAX_POOL: usize = 4096;
 
 impl Default for KeyringOptions {
     fn default() -> Self {
@@ -45,6 +47,7 @@ impl Default for KeyringOptions {
             limits: Limits { per_second: 200, burst: 40 },
             concurrency: 64,
             pool: MAX_POOL,
+            reserve: 0,
             deadline: Duration::from_secs(10),
             new_in_group: None,
             per_directory: false,

@@ -1,6 +1,6 @@
 //! What the keyring holds under its one mutex. Nothing here waits, calls out or touches the disk.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use super::access::Access;
 use super::flight::Flight;
-use super::options::{KeyError, MAX_POOL};
+use super::options::KeyError;
+use super::pool::{Plan, Pool};
 use super::window::Window;
 use crate::crypto::Secret;
 use crate::crypto::envelope::EnvelopeKey;
@@ -20,13 +21,6 @@ use crate::format::FileId;
 const REFUSAL: Duration = Duration::from_secs(1);
 /// Refusals remembered at most.
 const REFUSALS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
-/// How long a ready key may wait for its file.
-pub(super) const READY_FOR: Duration = Duration::from_secs(300);
-/// Ready keys where next to none are used.
-const SMALL_POOL: usize = 4;
-/// The pool holds as many keys as were used in about this long, so that what is made in vain stays in proportion.
-/// It must be longer than a call takes, or the pool runs dry under a steady demand.
-const DEMAND: Duration = Duration::from_millis(200);
 /// How long nothing is made or fetched ahead after it failed.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -73,16 +67,12 @@ pub(super) struct State {
     pub window: Window,
     refused: LruCache<FileId, Refusal>,
     refused_new: Option<(Instant, KeyError)>,
-    pool: VecDeque<Ready>,
-    pool_most: usize,
-    /// Keys for new files that were taken lately, fading, and when this was reckoned.
-    demand: (f64, Option<Instant>),
+    pub pool: Pool,
     quiet_until: Option<Instant>,
 }
 
 impl State {
-    pub fn new(cache: usize, pool: usize) -> Self {
-        let pool_most = pool.min(MAX_POOL);
+    pub fn new(cache: usize, pool: Pool) -> Self {
         let room = NonZeroUsize::new(cache).unwrap_or(NonZeroUsize::MIN);
         State {
             access: None,
@@ -93,9 +83,7 @@ impl State {
             window: Window::new(cache),
             refused: LruCache::sparse(REFUSALS),
             refused_new: None,
-            pool: VecDeque::new(),
-            pool_most,
-            demand: (0.0, None),
+            pool,
             quiet_until: None,
         }
     }
@@ -138,59 +126,14 @@ impl State {
         }
     }
 
-    /// A ready key; `None` when the pool is dry. Either way it was asked for, and the pool grows with that. Also whether
-    /// whoever fills it should look: each key that comes in makes it look, so not for each that goes out.
-    pub fn take_ready(&mut self, now: Instant) -> (Option<Ready>, bool) {
-        self.drop_expired(now);
-        self.demand = (self.demand_at(now) + 1.0, Some(now));
-        let ready = self.pool.pop_front();
-        let left = self.pool.len();
-        (ready, left.is_multiple_of(8) || left * 2 < self.pool_target(now))
-    }
-
-    fn pool_target(&self, now: Instant) -> usize {
-        (SMALL_POOL + self.demand_at(now) as usize).min(self.pool_most)
-    }
-
-    fn demand_at(&self, now: Instant) -> f64 {
-        let (demand, since) = self.demand;
-        let passed = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        demand * (-passed.as_secs_f64() / DEMAND.as_secs_f64()).exp()
-    }
-
-    pub fn has_ready(&self, now: Instant) -> bool {
-        self.pool.back().is_some_and(|youngest| now < youngest.born + READY_FOR)
-    }
-
-    pub fn put_ready(&mut self, ready: Ready) {
-        if self.pool.len() < self.pool_most {
-            self.pool.push_back(ready);
-        }
-    }
-
-    /// How many keys to make besides those that are being made, and when to look again without being asked to.
-    pub fn pool_plan(&mut self, making: usize, now: Instant) -> (usize, Option<Instant>) {
-        self.drop_expired(now);
-        let expiry = self.pool.front().map(|oldest| oldest.born + READY_FOR);
-        if self.is_quiet(now) {
-            return (0, expiry);
-        }
-        (self.pool_target(now).saturating_sub(self.pool.len() + making), expiry)
-    }
-
-    fn drop_expired(&mut self, now: Instant) {
-        // They stand nearly in the order of their birth; one that does not goes a moment later.
-        while self.pool.front().is_some_and(|oldest| now >= oldest.born + READY_FOR) {
-            self.pool.pop_front();
-        }
-    }
-
-    pub fn ready(&self) -> usize {
-        self.pool.len()
+    /// What to make for the pool besides the `making` that are being made.
+    pub fn pool_plan(&mut self, making: usize, now: Instant) -> Plan {
+        if self.is_quiet(now) { self.pool.wait(now) } else { self.pool.plan(making, now) }
     }
 
     pub fn hush(&mut self, now: Instant) {
         self.quiet_until = Some(now + QUIET);
+        self.pool.pause(now);
     }
 
     pub fn is_quiet(&self, now: Instant) -> bool {
@@ -207,11 +150,10 @@ impl State {
     pub fn close(&mut self) -> Closed {
         let cached = std::iter::from_fn(|| self.cache.pop_lru()).map(|(_, known)| known.key);
         let mut keys: Vec<Arc<Secret>> = cached.collect();
-        keys.extend(self.pool.drain(..).map(|ready| ready.known.key));
+        keys.extend(self.pool.drain().map(|ready| ready.known.key));
         self.refused.clear();
         self.refused_new = None;
         self.quiet_until = None;
-        self.demand = (0.0, None);
         self.homes.clear();
         self.window.clear();
         Closed {

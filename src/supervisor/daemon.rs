@@ -17,7 +17,7 @@ use super::volume::VolumeError;
 use crate::audit::{self, StateChange};
 use crate::fuse::mount::{self, Top};
 use crate::liveness::{Answer, Pace, PollHandle};
-use crate::sys::stack;
+use crate::sys::{stack, step};
 
 /// The longest sleep of the loop: systemd's watchdog wants a sign of life.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -183,6 +183,11 @@ impl Daemon {
         self.record(before.word(), after.word(), cause);
         let text = format!("{} ({cause})", after.word());
         self.tell_systemd(&[sd_notify::NotifyState::Status(&text)]);
+        match after {
+            State::Locked { .. } => step::reached("lock: recorded"),
+            State::Unlocked => step::reached("restore: recorded"),
+            State::Locking { .. } | State::Unlocking => {}
+        }
         if after == State::Unlocked {
             self.denial = None;
             self.answer(true, |waiting| matches!(waiting, Waiting::Unlocked(_)), "unlocked");

@@ -75,7 +75,7 @@ pub(super) fn clean(mounted: &Mounted, asker: std::io::Result<Asker>, report: &m
             return;
         }
     };
-    let cleaned = mounted.session.cleaner().gather(CLEANING, || asker.ask());
+    let cleaned = mounted.session.clean(CLEANING, || asker.ask());
     report.threads_cleaned = cleaned.clean;
     if cleaned.clean < cleaned.threads {
         report.problems.push(format!(

@@ -13,6 +13,7 @@ use crate::fs::Fs;
 use crate::fuse::mount;
 use crate::fuse::session::Session;
 use crate::keyring::Keyring;
+use crate::sys::step;
 
 /// How long the kernel may take to end the connection after the abort.
 const END: Duration = Duration::from_secs(2);
@@ -62,16 +63,23 @@ pub fn lock(mut mounted: Mounted, leave: Leave, flush_deadline: Duration) -> (Lo
     let at = |begun: Instant| u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let hold = leave == Leave::Held && !mounted.session.has_ended();
 
+    step::reached("lock: begun");
     mounted.fs.gate();
+    // A program that makes a file and waits for its key keeps the kernel's lock of the directory, and the purge would wait
+    // for that.
+    mounted.keyring.gate();
+    step::reached("lock: gated");
     report.gated_ms = at(begun);
-    let asker = hold.then(|| Asker::start(mounted.session.attached().path(), mounted.session.cleaner().threads()));
+    let asker = hold.then(|| Asker::start(mounted.session.attached().path(), mounted.session.threads()));
 
     let (written, refused) = (mounted.fs.bytes_written(), mounted.fs.bytes_refused());
     report.flush_complete = caches::write_back(&mounted, begun + flush_deadline, &mut report);
+    step::reached("lock: written back");
     settle(&mounted.fs, (begun + flush_deadline).saturating_duration_since(Instant::now()).max(DISK), &mut report);
     report.bytes_flushed = mounted.fs.bytes_written().saturating_sub(written);
     report.flushed_ms = at(begun);
 
+    step::reached("lock: settled");
     let known = Known::of(&mounted.fs);
     (report.inodes, report.dentries) = (known.inodes(), known.dentries());
     let limit = flush_deadline.max(Duration::from_secs(2));
@@ -80,9 +88,12 @@ pub fn lock(mut mounted: Mounted, leave: Leave, flush_deadline: Duration) -> (Lo
     // had got past that check just before is written back now, while the keys are here.
     caches::write_back_late(&mounted);
     report.purged_ms = at(begun);
+    step::reached("lock: purged");
 
     mounted.fs.close_writes();
+    step::reached("lock: closed");
     report.keys = mounted.keyring.lock();
+    step::reached("lock: keys wiped");
     let busy = mounted.fs.wipe();
     if busy > 0 {
         report
@@ -90,8 +101,10 @@ pub fn lock(mut mounted: Mounted, leave: Leave, flush_deadline: Duration) -> (Lo
             .push(format!("{busy} files are in use by requests that hang; their keys are wiped when these end"));
     }
     report.wiped_ms = at(begun);
+    step::reached("lock: wiped");
     // What requests under way have brought back in the meantime. Should a page be dirty now, it is refused, and dropped.
     empty &= mounted.session.has_ended() || caches::empty(mounted.session.purge(), &known, limit);
+    step::reached("lock: purged again");
     if !empty {
         report.problems.push(
             "the kernel's caches were not empty in time: a request hangs in the store, and its page stays until it ends"
@@ -107,6 +120,7 @@ pub fn lock(mut mounted: Mounted, leave: Leave, flush_deadline: Duration) -> (Lo
         None => leave_mount(&mut mounted.session, leave, &mut report),
     }
     report.unmounted_ms = at(begun);
+    step::reached("lock: left");
     let held = report.held;
     (report, held.then_some(mounted))
 }
@@ -138,7 +152,9 @@ fn leave_mount(session: &mut Session, leave: Leave, report: &mut LockReport) {
         report.placeholder =
             mount::has_placeholder(session.attached().path()) || !gone && session.attached().place_beneath();
     }
+    step::reached("lock: placeholder beneath");
     report.ended = session.end(END);
+    step::reached("lock: ended");
     if !report.ended {
         report.problems.push("the FUSE connection has not ended; it answers nothing but ENOKEY".into());
     }

@@ -20,7 +20,7 @@ use crate::fuse::{Device, MountOptions, Session};
 use crate::keyring::{Keyring, KeyringOptions, Limits};
 use crate::provider::{KeySettings, KeyUri};
 use crate::store::Store;
-use crate::sys::stack;
+use crate::sys::{stack, step};
 
 /// How long emptying the caches may take before a held volume is opened again.
 const PURGE: Duration = Duration::from_secs(2);
@@ -69,6 +69,7 @@ impl Mounter {
             tenant: settings.tenant.clone(),
             cache: options.key_cache,
             pool: options.key_pool,
+            reserve: options.key_reserve,
             deadline: options.key_wait,
             ..KeyringOptions::default()
         };
@@ -161,6 +162,7 @@ impl Mounter {
             ));
         }
         held.keyring.unlock(provider);
+        step::reached("restore: keys");
         if let (Some(group), Granularity::Volume) = (group, volume.record.granularity) {
             held.keyring.set_group(volume.record.volume.0, group)?;
         }
@@ -168,7 +170,10 @@ impl Mounter {
         if !caches::empty(held.session.purge(), &Known::of(&held.fs), PURGE) {
             tracing::warn!("a request still hangs in the store; its file is answered when it ends");
         }
-        Ok(held.fs.reopen(volume)?)
+        step::reached("restore: emptied");
+        held.fs.reopen(volume)?;
+        step::reached("restore: opened");
+        Ok(())
     }
 
     fn unlock(&self, record: VolumeRecord) -> Result<Unlocked, VolumeError> {
@@ -202,8 +207,10 @@ impl Mounter {
         if let (Some(group), Some(group_id)) = (group, group_id) {
             keyring.set_group(group_id, group)?;
         }
+        step::reached("restore: unlocked");
         let fs = Fs::mount(self.store.clone(), volume, keyring.clone(), fs_options)?;
         let device = Device::mount(&self.mountpoint, &self.kernel)?;
+        step::reached("restore: attached");
         let number = self.mounts.fetch_add(1, Ordering::SeqCst) + 1;
         let events = self.events.clone();
         let session = Session::start(device, fs.clone(), move || {
@@ -214,6 +221,7 @@ impl Mounter {
             let _ = crate::fuse::mount::detach(&self.mountpoint, root);
         })
         .map_err(VolumeError::Session)?;
+        step::reached("restore: serving");
         Ok(Mounted { fs, keyring, session, number, slot })
     }
 }

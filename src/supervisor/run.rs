@@ -88,6 +88,8 @@ pub struct RunOptions {
     pub max_rps: Option<u32>,
     /// Keys made ahead.
     pub key_pool: usize,
+    /// Keys kept ready from the start.
+    pub key_reserve: usize,
     /// The audit log.
     pub audit: Option<audit::Config>,
     /// Where fingerprints are remembered.

@@ -1,5 +1,7 @@
 //! What the process gives up before it meets a key: core dumps and being read by others of the same user.
 
+#![allow(unsafe_code)]
+
 use std::io;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
@@ -23,6 +25,14 @@ pub fn harden() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Has the process live on when it is asked to end: for one that must outlive the daemon for a moment.
+pub fn ignore_terminate() {
+    // SAFETY: to ignore a signal runs no code of ours, and no other thread is there yet that could set the same one.
+    unsafe {
+        libc::signal(libc::SIGTERM, libc::SIG_IGN);
+    }
 }
 
 #[cfg(test)]

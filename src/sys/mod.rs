@@ -6,4 +6,5 @@ pub mod arena;
 pub mod harden;
 pub mod receive;
 pub mod stack;
+pub mod step;
 pub mod sync;

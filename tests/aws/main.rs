@@ -16,4 +16,5 @@ mod printed;
 mod proxy;
 mod roles;
 mod round_trip;
+mod sources;
 mod verdicts;

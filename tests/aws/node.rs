@@ -31,6 +31,7 @@ pub fn run(name: &str, environment: Vec<(&str, String)>, body: impl Future<Outpu
         .env_clear()
         .env(INSIDE, "1")
         .env("HOME", home.path());
+    // Most nodes in these tests have no metadata service; a test that brings one overrides this.
     command.env("AWS_EC2_METADATA_DISABLED", "true");
     for keep in ["PATH", "LD_LIBRARY_PATH", "HYOKFS_TEST_VENV", "SSL_CERT_FILE", "SSL_CERT_DIR"] {
         if let Some(value) = std::env::var_os(keep) {

@@ -80,6 +80,26 @@ pub fn holders(path: &Path) -> String {
     if found.is_empty() { "nobody that /proc shows".to_owned() } else { found.join(", ") }
 }
 
+/// The guards that daemons of a mount point have started and that are still there.
+pub fn guards(mountpoint: &Path) -> Vec<u32> {
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+        if words.contains(&b"internal-guard".as_slice()) && words.contains(&mountpoint.as_os_str().as_encoded_bytes()) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+/// After a daemon's death its guard takes a moment to end the connection and to empty the kernel's caches.
+#[track_caller]
+fn wait_guards(mountpoint: &Path) {
+    wait_until("the guard's end", PATIENCE, || guards(mountpoint).is_empty());
+}
+
 /// `umount2` with tries while the mount is busy.
 pub fn umount_path(path: &Path) -> io::Result<()> {
     let start = Instant::now();
@@ -473,7 +493,9 @@ impl Mount<'_> {
     /// Waits for the end of the daemon, however it comes; its mount stays.
     pub fn died(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("a daemon");
-        wait_child(&mut child, PATIENCE).expect("the daemon's end")
+        let status = wait_child(&mut child, PATIENCE).expect("the daemon's end");
+        wait_guards(&self.path);
+        status
     }
 
     /// `kill -9`, and the dead mount taken away as an operator would.
@@ -481,6 +503,7 @@ impl Mount<'_> {
         self.signal(rustix::process::Signal::KILL);
         let mut child = self.child.take().expect("a daemon");
         wait_child(&mut child, PATIENCE).expect("death after SIGKILL");
+        wait_guards(&self.path);
         let _ = rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::DETACH);
     }
 
@@ -489,6 +512,7 @@ impl Mount<'_> {
         self.signal(rustix::process::Signal::KILL);
         let mut child = self.child.take().expect("a daemon");
         wait_child(&mut child, PATIENCE).expect("death after SIGKILL");
+        wait_guards(&self.path);
     }
 
     /// Unmounts, then mounts the same store again with the same path.

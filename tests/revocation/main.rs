@@ -15,6 +15,7 @@ mod work;
 
 mod cache;
 mod core_dump;
+mod crash;
 mod denial;
 mod held;
 mod hung;

@@ -135,14 +135,19 @@ fn nothing_of_the_service_s_answers_is_left_in_memory_when_the_mount_is_held() {
 }
 
 fn answers_left(on_revoke: &str) {
+    /// How long an answer with a new key is on its way when the customer says no.
+    const LATE: Duration = Duration::from_secs(5);
     let cloud = Cloud::new();
-    let mount = rig::mount(&cloud.store, &["--kms-max-rps", "2000", "--on-revoke", on_revoke]);
+    let options = ["--kms-max-rps", "2000", "--on-revoke", on_revoke, "--key-pool", "2"];
+    let mount = rig::mount(&cloud.store, &options);
     for file in 0..150 {
         fs::write(mount.at(format!("f{file}")), noise(file, 5000)).unwrap();
     }
     mount.umount();
-    let mount = rig::mount(&cloud.store, &["--kms-max-rps", "2000", "--on-revoke", on_revoke]);
+    let mount = rig::mount(&cloud.store, &options);
+    let mut in_flight = 0;
     for round in 1..=2 {
+        let mut asked = Instant::now();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let _stop = rig::Stop(&stop);
@@ -164,18 +169,36 @@ fn answers_left(on_revoke: &str) {
             let before = scan::scan(mount.pid(), &cloud.needles().0);
             println!("round {round}, unlocked: {:?}", before.kinds);
             assert!(before.of("data key") >= 150, "the scan of the unlocked daemon finds nothing: {:?}", before.kinds);
+            // The service has said yes to these, and their keys are on their way.
+            let made = || cloud.fake.world().log.iter().filter(|call| call.operation == "GenerateDataKey").count();
+            cloud.fake.world().fail(Some("GenerateDataKey"), None, What::Late(LATE));
+            let calls = made();
+            let creator = &mount;
+            scope.spawn(move || {
+                for file in 0..20 {
+                    let _ = fs::write(creator.at(format!("flight-{round}-{file}")), b"x");
+                }
+            });
+            wait_until("a key call in flight", PATIENCE, || made() > calls);
+            asked = Instant::now();
             cloud.set_state("Disabled");
             let took = rig::wait_state(&mount, "locked");
             assert!(took < rig::PROMISE, "{took:?}");
+            in_flight += u32::from(asked.elapsed() < LATE);
         });
         let needles = cloud.needles();
-        let after = scan::scan(mount.pid(), &needles.0);
-        println!("round {round}, locked: {} MiB scanned for {} needles", after.read >> 20, needles.0.len());
-        assert!(after.kinds.is_empty(), "left in memory: {:?}\n{}", after.kinds, after.places.join("\n"));
+        for when in ["with answers on their way", "after they came"] {
+            let after = scan::scan(mount.pid(), &needles.0);
+            println!("round {round}, locked, {when}: {} MiB scanned for {} needles", after.read >> 20, needles.0.len());
+            assert!(after.kinds.is_empty(), "left in memory, {when}: {:?}\n{}", after.kinds, after.places.join("\n"));
+            std::thread::sleep((LATE + Duration::from_millis(300)).saturating_sub(asked.elapsed()));
+        }
+        cloud.fake.world().faults.clear();
         rig::report(&mount);
         cloud.set_state("Enabled");
         rig::wait_state(&mount, "unlocked");
     }
+    assert!(in_flight > 0, "all answers had come before the volume was locked");
     wait_for("a file", PATIENCE, || fs::read(mount.at("f1")).ok().filter(|bytes| *bytes == noise(1, 5000)));
     mount.umount();
 }

@@ -13,7 +13,8 @@ use crate::crypto::{Secret, kdf};
 use crate::format::slots::{KeySlot, Via};
 use crate::format::{DirId, FileId, VolumeId};
 use crate::provider::{
-    Context, KeyCall, KeyInfo, KeyUri, Observer, Operation, Provider, ProviderError, Reason, Verdict, Wrapped,
+    ARENA_FULL, Context, KeyCall, KeyInfo, KeyUri, Observer, Operation, Provider, ProviderError, Reason, Verdict,
+    Wrapped,
 };
 
 pub const VOLUME: VolumeId = VolumeId([3; 16]);
@@ -24,6 +25,8 @@ pub enum Mood {
     Live,
     Fail(Verdict),
     Throttle,
+    /// No locked memory is left.
+    Full,
     Hang,
 }
 
@@ -121,9 +124,10 @@ impl Fake {
         match mood {
             Mood::Live => Ok(self.secret_of(&file.unwrap())),
             Mood::Hang => std::future::pending().await,
-            Mood::Fail(_) | Mood::Throttle => {
+            Mood::Fail(_) | Mood::Throttle | Mood::Full => {
                 let (verdict, code) = match mood {
                     Mood::Fail(verdict) => (verdict, "Fake"),
+                    Mood::Full => (Verdict::Unreachable, ARENA_FULL),
                     _ => (Verdict::Unreachable, "ThrottlingException"),
                 };
                 let (code, message) = (code.to_owned(), "as told".to_owned());

@@ -12,6 +12,7 @@
 //!                                           "delay_ms": N | "garbage": true | "close": true}
 //! DELETE /_fake/fault                      no faults any more
 //! GET    /_fake/log                        what was asked, and with which outcome
+//! GET    /_fake/count/OPERATION            how often that was asked                -> {"count": N}
 //! ```
 
 use std::time::Duration;
@@ -66,6 +67,7 @@ fn run(world: &mut World, request: &Request) -> Option<Value> {
             world.faults.clear();
             done
         }
+        ("GET", ["count", operation]) => Some(json!({"count": world.count(operation)})),
         ("GET", ["log"]) => Some(Value::Array(
             world
                 .log

@@ -69,12 +69,14 @@ fn unescape(text: &str) -> String {
 pub struct Response {
     pub status: u16,
     pub kind: &'static str,
+    /// Beside those that every answer has.
+    pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
 }
 
 impl Response {
     pub fn new(status: u16, kind: &'static str, body: Vec<u8>) -> Self {
-        Response { status, kind, body }
+        Response { status, kind, headers: Vec::new(), body }
     }
 
     pub fn json(status: u16, body: &serde_json::Value) -> Self {
@@ -136,12 +138,16 @@ impl<S: Read + Write> Connection<S> {
     pub fn write(&mut self, response: &Response) -> std::io::Result<()> {
         let id = REQUESTS.fetch_add(1, Ordering::Relaxed);
         let mut out = format!(
-            "HTTP/1.1 {} Fake\r\nContent-Type: {}\r\nContent-Length: {}\r\nx-amzn-RequestId: fake-{id:08}\r\n\r\n",
+            "HTTP/1.1 {} Fake\r\nContent-Type: {}\r\nContent-Length: {}\r\nx-amzn-RequestId: fake-{id:08}\r\n",
             response.status,
             response.kind,
             response.body.len()
         )
         .into_bytes();
+        for (name, value) in &response.headers {
+            out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
         out.extend_from_slice(&response.body);
         self.stream.write_all(&out)?;
         self.stream.flush()

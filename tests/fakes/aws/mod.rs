@@ -10,6 +10,7 @@
 pub mod admin;
 pub mod http;
 pub mod kms;
+pub mod metadata;
 pub mod policy;
 pub mod sts;
 pub mod world;
@@ -151,10 +152,15 @@ fn answer(shared: &Shared, request: &Request) -> Outcome {
     if request.path.starts_with("/_fake/") {
         return Outcome::Answer(admin::answer(&mut world(), request));
     }
+    if metadata::is_for_node(request) {
+        return Outcome::Answer(metadata::answer(&mut world(), request));
+    }
     let operation = request.operation();
     let fault = world().take_fault(&operation);
+    let mut late = Duration::ZERO;
     match fault {
         None => {}
+        Some(What::Late(time)) => late = time,
         Some(What::Delay(time)) => std::thread::sleep(time),
         Some(What::Hang(time)) => {
             world().log.push(world::Logged::failed(&operation, "hang"));
@@ -178,6 +184,10 @@ fn answer(shared: &Shared, request: &Request) -> Outcome {
             });
         }
     }
-    let mut world = world();
-    Outcome::Answer(if request.is_kms() { kms::answer(&mut world, request) } else { sts::answer(&mut world, request) })
+    let answer = {
+        let mut world = world();
+        if request.is_kms() { kms::answer(&mut world, request) } else { sts::answer(&mut world, request) }
+    };
+    std::thread::sleep(late);
+    Outcome::Answer(answer)
 }

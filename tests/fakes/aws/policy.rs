@@ -53,7 +53,7 @@ fn matches(statement: &Value, ask: &Ask<'_>) -> bool {
     let principal = &statement["Principal"];
     let named = principal.is_null()
         || principal.as_str() == Some("*")
-        || list(&principal["AWS"]).iter().any(|name| {
+        || list(&principal["AWS"]).iter().chain(&list(&principal["Federated"])).any(|name| {
             name.as_str().is_some_and(|name| {
                 name == "*"
                     || ask.principals.iter().any(|own| own == name)

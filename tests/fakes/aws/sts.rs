@@ -1,4 +1,4 @@
-//! STS: AssumeRole and GetCallerIdentity in the query protocol.
+//! STS: AssumeRole, AssumeRoleWithWebIdentity and GetCallerIdentity in the query protocol.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -34,6 +34,7 @@ pub fn answer(world: &mut World, request: &Request) -> Response {
     };
     let outcome = match operation.as_str() {
         "AssumeRole" => assume(world, request, &form, &mut logged),
+        "AssumeRoleWithWebIdentity" => assume_by_web_identity(world, &form, &mut logged),
         "GetCallerIdentity" => identity(world, request),
         _ => Err((400, "InvalidAction", format!("Could not find operation {operation}"))),
     };
@@ -95,20 +96,67 @@ fn assume(world: &mut World, request: &Request, form: &BTreeMap<String, String>,
             format!("User: {} is not authorized to perform: sts:AssumeRole on resource: {arn}", caller.principals[0]);
         return Err((403, "AccessDenied", text));
     }
-    let number = world.next();
-    let access_key = format!("ASIAFAKE{number:012}");
-    let token = format!("token-{number}");
-    let end = SystemTime::now() + Duration::from_secs(world.session_seconds.unwrap_or(seconds));
-    let text = format!(
-        "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><AssumedRoleUser>\
+    Ok(opened(world, "AssumeRole", &arn, &name, seconds))
+}
+
+/// The issuer of web identities, which a trust policy names as `Federated`.
+pub const ISSUER: &str = "arn:aws:iam::222222222222:oidc-provider/issuer.example";
+
+/// A token is `a.SUBJECT.c`; its signature is not checked.
+fn assume_by_web_identity(world: &mut World, form: &BTreeMap<String, String>, logged: &mut Logged) -> Outcome {
+    let field = |name: &str| form.get(name).cloned().unwrap_or_default();
+    let (arn, name, token) = (field("RoleArn"), field("RoleSessionName"), field("WebIdentityToken"));
+    let Some(subject) = token.split('.').nth(1) else {
+        return Err((400, "InvalidIdentityToken", "The ID Token provided is not a valid JWT".to_owned()));
+    };
+    logged.principal = subject.to_owned();
+    let caller = super::world::Caller { account: String::new(), principals: vec![ISSUER.to_owned()], role: None };
+    let keys = BTreeMap::from([("issuer.example:sub".to_owned(), subject.to_owned())]);
+    let trusted = world.roles.get(&arn).is_some_and(|role| {
+        world.allowed(&caller, &role.account, &role.trust, "sts:AssumeRoleWithWebIdentity", &arn, &keys)
+    });
+    if !trusted {
+        return Err((403, "AccessDenied", "Not authorized to perform sts:AssumeRoleWithWebIdentity".to_owned()));
+    }
+    Ok(opened(world, "AssumeRoleWithWebIdentity", &arn, &name, 3600))
+}
+
+/// Opens a session and tells of it.
+fn opened(world: &mut World, operation: &str, arn: &str, name: &str, seconds: u64) -> String {
+    let time = Duration::from_secs(world.session_seconds.unwrap_or(seconds));
+    let given = open_session(world, arn, name, time);
+    format!(
+        "<{operation}Response xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><{operation}Result><AssumedRoleUser>\
          <AssumedRoleId>AROAFAKE:{name}</AssumedRoleId><Arn>{arn}/{name}</Arn></AssumedRoleUser><Credentials>\
-         <AccessKeyId>{access_key}</AccessKeyId><SecretAccessKey>secret-{number}</SecretAccessKey>\
-         <SessionToken>{token}</SessionToken><Expiration>{}</Expiration></Credentials></AssumeRoleResult>\
-         </AssumeRoleResponse>",
-        timestamp(end)
-    );
-    world.sessions.insert(access_key, Session { role: arn, name, token, end });
-    Ok(text)
+         <AccessKeyId>{}</AccessKeyId><SecretAccessKey>{}</SecretAccessKey>\
+         <SessionToken>{}</SessionToken><Expiration>{}</Expiration></Credentials></{operation}Result>\
+         </{operation}Response>",
+        given.access_key, given.secret, given.token, given.end
+    )
+}
+
+/// What opens a session.
+pub struct Given {
+    pub access_key: String,
+    pub secret: String,
+    pub token: String,
+    /// As AWS writes it.
+    pub end: String,
+}
+
+/// Opens a session of a role.
+pub fn open_session(world: &mut World, role: &str, name: &str, time: Duration) -> Given {
+    let number = world.next();
+    let (access_key, token) = (format!("ASIAFAKE{number:012}"), format!("token-{number}"));
+    let end = SystemTime::now() + time;
+    let given = Given {
+        access_key: access_key.clone(),
+        secret: format!("secret-{number}"),
+        token: token.clone(),
+        end: timestamp(end),
+    };
+    world.sessions.insert(access_key, Session { role: role.to_owned(), name: name.to_owned(), token, end });
+    given
 }
 
 /// `2026-11-23T12:34:56Z` (days to date after Howard Hinnant, "chrono-compatible low-level date algorithms").

@@ -20,8 +20,10 @@ pub enum What {
     Close,
     /// A page of HTML with status 200.
     Garbage,
-    /// The answer, late.
+    /// The answer, late: looked up after so long.
     Delay(Duration),
+    /// The answer as it was when it was asked for, after so long: it is on its way.
+    Late(Duration),
 }
 
 impl What {
@@ -112,6 +114,8 @@ pub struct World {
     pub grant_tokens: Vec<String>,
     /// Sessions of this length, seconds, whatever was asked for.
     pub session_seconds: Option<u64>,
+    /// What the node's own environment gives.
+    pub node: super::metadata::Node,
     counter: u64,
 }
 

@@ -155,7 +155,7 @@ fn locked_under_load(mount: &Mount<'_>, secrets: &mut Secrets, plain: &Needles, 
 
 #[test]
 fn nothing_is_left_in_memory() {
-    nothing_is_left(&[], &[], 3000);
+    nothing_is_left(&[], &[], 10_000);
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn nothing_is_left_in_memory_with_chacha() {
 /// The session's threads live on: their buffers and stacks must be clean all the same.
 #[test]
 fn nothing_is_left_in_memory_when_the_mount_is_held() {
-    nothing_is_left(&[], &["--on-revoke", "hold"], 3000);
+    nothing_is_left(&[], &["--on-revoke", "hold"], 10_000);
 }
 
 #[test]
