@@ -1,10 +1,11 @@
 //! A provider whose behaviour a test sets, on a runtime whose clock stands unless everybody waits.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::super::options::KeyringOptions;
@@ -186,12 +187,22 @@ impl Heard {
     }
 }
 
+/// How a paused clock runs while nobody has anything to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Clock {
+    /// A millisecond at a time.
+    Creeps,
+    /// To the next timer.
+    Jumps,
+    Stands,
+}
+
 pub struct World {
     pub fake: Arc<Fake>,
     pub keyring: Arc<Keyring>,
     pub heard: Arc<Heard>,
     stop: Arc<tokio::sync::Notify>,
-    jump: Arc<AtomicBool>,
+    clock: Arc<watch::Sender<Clock>>,
     driver: Option<std::thread::JoinHandle<()>>,
     pub runtime: tokio::runtime::Handle,
 }
@@ -216,19 +227,23 @@ impl World {
     fn new(remote: bool, options: KeyringOptions, paused: bool) -> Self {
         let stop = Arc::new(tokio::sync::Notify::new());
         let stopped = Arc::clone(&stop);
-        let jump = Arc::new(AtomicBool::new(!paused));
-        let jumps = Arc::clone(&jump);
+        let clock = Arc::new(watch::Sender::new(if paused { Clock::Creeps } else { Clock::Jumps }));
+        let mut clocks = clock.subscribe();
         let (give, take) = std::sync::mpsc::channel();
         let driver = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_time().start_paused(paused).build().unwrap();
             give.send(runtime.handle().clone()).unwrap();
             runtime.spawn(async move {
+                // A timer of this task would let the clock run on after the last jump.
                 loop {
-                    let step =
-                        if jumps.load(Ordering::SeqCst) { Duration::from_secs(1) } else { Duration::from_millis(1) };
-                    tokio::time::sleep(step).await;
-                    if paused && step < Duration::from_secs(1) {
+                    let clock = *clocks.borrow_and_update();
+                    match clock {
+                        Clock::Creeps => tokio::time::sleep(Duration::from_millis(1)).await,
+                        Clock::Jumps => clocks.changed().await.unwrap_or_default(),
+                        Clock::Stands => tokio::task::yield_now().await,
+                    }
+                    if clock != Clock::Jumps {
                         std::thread::sleep(Duration::from_micros(50));
                     }
                 }
@@ -245,7 +260,7 @@ impl World {
             options,
             Arc::clone(&heard) as Arc<dyn Observer>,
         );
-        World { fake, keyring, heard, stop, jump, driver: Some(driver), runtime }
+        World { fake, keyring, heard, stop, clock, driver: Some(driver), runtime }
     }
 
     pub fn get(&self, file: &FileId) -> Result<Arc<Secret>, KeyError> {
@@ -254,15 +269,28 @@ impl World {
 
     /// Lets `time` pass on the runtime's clock.
     pub fn pass(&self, time: Duration) {
+        self.run(async move { tokio::time::sleep(time).await });
+    }
+
+    /// Runs `work` on the runtime, whose clock jumps meanwhile: between its steps no time passes but what it waits for.
+    pub fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
         let (give, take) = std::sync::mpsc::channel();
-        let jump = Arc::clone(&self.jump);
+        let clock = Arc::clone(&self.clock);
         self.runtime.spawn(async move {
-            let before = jump.swap(true, Ordering::SeqCst);
-            tokio::time::sleep(time).await;
-            jump.store(before, Ordering::SeqCst);
-            give.send(()).unwrap();
+            let before = clock.send_replace(Clock::Jumps);
+            let result = work.await;
+            clock.send_replace(before);
+            give.send(result).unwrap();
         });
-        take.recv().unwrap();
+        take.recv().unwrap()
+    }
+
+    /// Runs `work`, whose calls must take no time, while the clock stands.
+    pub fn at_once<T>(&self, work: impl FnOnce() -> T) -> T {
+        let before = self.clock.send_replace(Clock::Stands);
+        let result = work();
+        self.clock.send_replace(before);
+        result
     }
 }
 
