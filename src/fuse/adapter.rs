@@ -55,7 +55,10 @@ pub(super) struct Adapter {
 /// The filesystem, for one request. When it goes the answer has been sent.
 struct Served<'a> {
     adapter: &'a Adapter,
+    /// The request brought data along.
     large: bool,
+    /// It may be one of many parts of one.
+    part: bool,
     turn: Turn,
 }
 
@@ -73,7 +76,7 @@ impl Drop for Served<'_> {
         if closed {
             self.adapter.cleaner.after_answer(self.large);
         }
-        self.adapter.turns.end(&self.turn, closed);
+        self.adapter.turns.end(&self.turn, closed, self.part);
     }
 }
 
@@ -85,13 +88,20 @@ impl Adapter {
     fn fs(&self) -> Served<'_> {
         // Requests leave states of keys on the worker's stack.
         stack::scrub_at_end();
-        Served { adapter: self, large: false, turn: self.turns.begin() }
+        Served { adapter: self, large: false, part: false, turn: self.turns.begin() }
     }
 
     /// As [`Adapter::fs`], for requests that bring data along.
     fn fs_for_data(&self) -> Served<'_> {
         let mut served = self.fs();
         served.large = true;
+        served
+    }
+
+    /// As [`Adapter::fs`], for requests that take long, so that another thread is to take the next meanwhile.
+    fn fs_for_long(&self) -> Served<'_> {
+        let served = self.fs();
+        self.turns.slow();
         served
     }
 
@@ -171,11 +181,9 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
-        // One of many perhaps, which come one by one: the thread must not rest between them.
-        let turn = self.turns.begin();
-        stack::scrub_at_end();
-        self.fs.forget(ino.0, nlookup);
-        self.turns.end_of_one_of_many(&turn);
+        let mut fs = self.fs();
+        fs.part = true;
+        fs.forget(ino.0, nlookup);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -310,10 +318,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         // Outlives the use of the buffer, which it may have to wipe.
-        let fs = self.fs();
-        if size >= LARGE {
-            self.turns.slow();
-        }
+        let fs = if size >= LARGE { self.fs_for_long() } else { self.fs() };
         READ_BUFFER.with_borrow_mut(|buffer| {
             let size = size.min(MAX_REQUEST) as usize;
             if buffer.len() < size {
@@ -367,9 +372,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let fs = self.fs();
-        self.turns.slow();
-        empty(reply, fs.fsync(ino.0, fh.0, datasync));
+        empty(reply, self.fs_for_long().fsync(ino.0, fh.0, datasync));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -404,9 +407,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
-        let fs = self.fs();
-        self.turns.slow();
-        empty(reply, fs.fsyncdir(ino.0, fh.0));
+        empty(reply, self.fs_for_long().fsyncdir(ino.0, fh.0));
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

@@ -14,7 +14,6 @@
 //!
 //! The watch costs a timer per millisecond while requests come, and nothing when the mount is idle.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -59,8 +58,8 @@ pub(super) struct Turns {
     /// Requests taken so far.
     taken: AtomicU64,
     pressure: AtomicI32,
-    /// The last request was one of many.
-    many: AtomicBool,
+    /// The last request may have been a part of one.
+    part: AtomicBool,
     patience: AtomicI32,
     /// All threads take requests.
     together: AtomicBool,
@@ -77,14 +76,15 @@ pub(super) struct Turn {
 impl Turns {
     /// For a session of so many threads, all of which wait for requests at `device` at first.
     pub(super) fn new(device: OwnedFd, threads: usize) -> Turns {
+        let threads = i32::try_from(threads).unwrap_or(i32::MAX);
         Turns {
             device,
-            threads: i32::try_from(threads).unwrap_or(i32::MAX),
+            threads,
             look_out: std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1),
-            waiting: AtomicI32::new(i32::try_from(threads).unwrap_or(i32::MAX)),
+            waiting: AtomicI32::new(threads),
             taken: AtomicU64::new(0),
             pressure: AtomicI32::new(0),
-            many: AtomicBool::new(false),
+            part: AtomicBool::new(false),
             patience: AtomicI32::new(PATIENCE),
             together: AtomicBool::new(false),
             rest: Mutex::default(),
@@ -112,33 +112,21 @@ impl Turns {
     }
 
     /// The calling thread has answered, and goes to take the next request when this returns. `closed`: the volume is
-    /// being locked in place, which every thread must hear of by a request.
-    pub(super) fn end(&self, turn: &Turn, closed: bool) {
+    /// being locked in place, which every thread must hear of by a request. `part`: it may have been one of many parts of
+    /// one request, between which a thread must not rest, and looks out for another request after the first only.
+    pub(super) fn end(&self, turn: &Turn, closed: bool, part: bool) {
         let queued = self.queued();
         let together = self.judge(turn, queued) || closed;
-        if together != self.together.swap(together, Ordering::SeqCst) && together {
+        if !self.together.swap(together, Ordering::SeqCst) && together {
             self.release();
         }
-        if !together && !queued && self.waiting.load(Ordering::SeqCst) > 0 {
+        let alone = !together && !queued;
+        if alone && !part && self.waiting.load(Ordering::SeqCst) > 0 {
             self.rest();
         }
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        self.many.store(false, Ordering::Relaxed);
-        if !together && !queued && self.look_out {
-            self.look_out(turn.number);
-        }
-    }
-
-    /// As [`Turns::end`], for what may be one of many parts of one request: the thread does not rest, and looks out for
-    /// another request after the first of them only.
-    pub(super) fn end_of_one_of_many(&self, turn: &Turn) {
-        let queued = self.queued();
-        let together = self.judge(turn, queued);
-        if together != self.together.swap(together, Ordering::SeqCst) && together {
-            self.release();
-        }
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        if !self.many.swap(true, Ordering::Relaxed) && !together && !queued && self.look_out {
+        let first = !(self.part.swap(part, Ordering::Relaxed) && part);
+        if alone && first && self.look_out {
             self.look_out(turn.number);
         }
     }
@@ -157,11 +145,23 @@ impl Turns {
 
     /// Whether a request waits to be taken (or the connection has ended).
     fn queued(&self) -> bool {
-        !matches!(self.poll(Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+        !self.poll(Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_empty()
     }
 
-    fn poll(&self, limit: Option<&Timespec>) -> io::Result<usize> {
-        Ok(poll(&mut [PollFd::new(&self.device, PollFlags::IN)], limit)?)
+    /// Whether the connection has ended, so that waiting for requests ends at once, too.
+    fn has_ended(&self) -> bool {
+        let ended = PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL;
+        self.poll(Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).intersects(ended)
+    }
+
+    /// What the device has for whoever reads it, once it has something or `limit` has passed.
+    fn poll(&self, limit: Option<&Timespec>) -> PollFlags {
+        let mut device = [PollFd::new(&self.device, PollFlags::IN)];
+        match poll(&mut device, limit) {
+            Ok(_) => device[0].revents(),
+            // Interrupted, or no memory: whoever reads will see.
+            Err(_) => PollFlags::IN,
+        }
     }
 
     /// Whether all threads should take requests, after one that was answered.
@@ -252,8 +252,7 @@ impl Turns {
             if quiet == QUIET {
                 quiet = 0;
                 drop(rest);
-                // Interrupted or not: what it was is looked at next.
-                let _ = self.poll(None);
+                self.poll(None);
                 rest = self.lock();
             }
             if self.has_ended() {
@@ -263,13 +262,6 @@ impl Turns {
             }
             rest = self.changed.wait_timeout(rest, TICK).unwrap_or_else(PoisonError::into_inner).0;
         }
-    }
-
-    /// Whether the connection has ended, so that waiting for requests ends at once, too.
-    fn has_ended(&self) -> bool {
-        let mut polled = [PollFd::new(&self.device, PollFlags::IN)];
-        let asked = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-        asked.is_ok() && polled[0].revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL)
     }
 }
 

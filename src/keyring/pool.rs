@@ -67,7 +67,7 @@ impl Pool {
             gap: Duration::from_secs(1) / per_second,
             not_before: None,
             demand: (0.0, None),
-            bursts: Bursts::new(per_second),
+            bursts: Bursts::new(per_second.into()),
         }
     }
 
@@ -186,8 +186,8 @@ struct Bursts {
 }
 
 impl Bursts {
-    fn new(per_second: u32) -> Self {
-        Bursts { leak: f64::from(per_second), level: 0.0, at: None, peaks: [0; 2], began: None }
+    fn new(leak: f64) -> Self {
+        Bursts { leak, level: 0.0, at: None, peaks: [0; 2], began: None }
     }
 
     fn took(&mut self, now: Instant) {
@@ -214,6 +214,6 @@ impl Bursts {
     }
 
     fn forget(&mut self) {
-        *self = Bursts { leak: self.leak, level: 0.0, at: None, peaks: [0; 2], began: None };
+        *self = Bursts::new(self.leak);
     }
 }

@@ -39,7 +39,7 @@ impl Session {
                         let turn = turns.begin();
                         let closed = serve(request[0]);
                         answer.send((request[0], std::thread::current().id())).unwrap();
-                        turns.end(&turn, closed);
+                        turns.end(&turn, closed, false);
                     }
                 })
             })
