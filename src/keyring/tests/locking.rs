@@ -96,6 +96,15 @@ fn who_waits_is_told_at_once() {
 
 /// 16 threads open and create while the keyring is locked and unlocked again; after each lock the whole arena is
 /// searched for every key that this test ever made.
+/// Ends the threads of a test when it goes.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn locks_under_load_leave_no_key_in_the_arena() {
     for remote in [true, false] {
@@ -109,6 +118,8 @@ fn locks_under_load_leave_no_key_in_the_arena() {
         let stop = AtomicBool::new(false);
         let (opened, locked) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
+            // Also when a check fails: the scope waits for its threads, and would hide what failed.
+            let _stop = Stop(&stop);
             for thread in 0..16_u64 {
                 let (keyring, fake, stop, opened, locked) = (&keyring, &fake, &stop, &opened, &locked);
                 scope.spawn(move || {
@@ -137,8 +148,12 @@ fn locks_under_load_leave_no_key_in_the_arena() {
                 });
             }
             for _ in 0..20 {
-                std::thread::sleep(Duration::from_millis(30));
-                assert!(arena().count_of(&keys) > 0, "the positive control");
+                // Longer where the threads get no processor.
+                let control = (0..1000).any(|_| {
+                    std::thread::sleep(Duration::from_millis(30));
+                    arena().count_of(&keys) > 0
+                });
+                assert!(control, "the positive control");
                 let start = Instant::now();
                 keyring.lock();
                 let took = start.elapsed();
@@ -150,7 +165,6 @@ fn locks_under_load_leave_no_key_in_the_arena() {
                 assert!(took < Duration::from_millis(500), "{took:?}");
                 keyring.unlock(Arc::clone(&fake) as Arc<dyn Provider>);
             }
-            stop.store(true, Ordering::Relaxed);
         });
         assert!(opened.load(Ordering::Relaxed) > 100 && locked.load(Ordering::Relaxed) > 0);
     }

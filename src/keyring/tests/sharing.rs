@@ -190,7 +190,10 @@ fn a_service_that_throttles_is_asked_less() {
         let world = World::paused(true, KeyringOptions { limits, ..options() });
         if throttled {
             world.fake.set(Mood::Throttle);
+            // The last try must not be one that the deadline cuts off.
+            let takes = std::mem::take(&mut *world.fake.takes.lock().unwrap());
             assert!(matches!(world.get(&id(1)), Err(KeyError::Unreachable(error)) if error.is_throttling()));
+            *world.fake.takes.lock().unwrap() = takes;
             world.fake.set(Mood::Live);
             world.fake.times.lock().unwrap().clear();
         }
