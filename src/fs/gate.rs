@@ -155,8 +155,8 @@ impl Fs {
                 Err(_) => tracing::warn!("a request still holds the volume's keys; they are wiped when it ends"),
             }
         }
-        // One of them may have opened a file meanwhile.
-        busy.extend(self.drop_page_keys(Instant::now()));
+        // One of them may have opened a file meanwhile. What uses one for a moment only does not hang, and is waited for.
+        busy.extend(self.drop_page_keys(until));
         busy.sort_by_key(|live| Arc::as_ptr(live) as usize);
         busy.dedup_by_key(|live| Arc::as_ptr(live) as usize);
         let left = busy.len();
